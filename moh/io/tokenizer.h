@@ -1,0 +1,41 @@
+// Text to token ids and back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moh::io {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+  // No special tokens are added; special tokens written in the text are plain text.
+  virtual std::vector<std::int64_t> encode(std::string_view text) const = 0;
+  // The text of a sequence; ids outside the vocabulary are an Error. Concatenating decodes of parts need not equal the
+  // decode of the whole (UTF-8 may be split): see piece_bytes.
+  virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
+  // The raw bytes that one id appends to the output of a running generation (SentencePiece's word-start mark becomes a
+  // space; control tokens give nothing). Their concatenation, less one leading space for SentencePiece, is the text.
+  virtual std::string piece_bytes(std::int64_t id) const = 0;
+  virtual std::int64_t vocab_size() const = 0;
+  virtual std::int64_t bos_id() const = 0;  // -1: none
+  virtual std::int64_t eos_id() const = 0;  // -1: none
+  virtual std::string kind() const = 0;     // "sentencepiece", "bytes"
+};
+
+// The tokenizer of a model folder: tokenizer.model (SentencePiece) if there is one, else bytes (ids 0..255, no special
+// tokens). A tokenizer file of a kind that cannot be read yet is an Error, never a silent fallback.
+std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder);
+std::shared_ptr<const Tokenizer> bytes_tokenizer();
+
+// Names of the tokenizer files present in a folder (to be copied beside a converted model).
+std::vector<std::string> tokenizer_files(const std::string& folder);
+
+// Trains a SentencePiece BPE model with byte fallback (LLaMA's settings: <unk> 0, <s> 1, </s> 2, identity normalisation,
+// digits split, whitespace kept) on a text file and writes FOLDER/tokenizer.model.
+void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size);
+
+}  // namespace moh::io

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what a bare Debian 12 lacks: Debian packages (as root, or through sudo) and a virtual environment .venv with
+# torch. Does nothing, quickly, when all is there. A torch of your own is used if Torch_ROOT names it or if the active
+# Python environment has one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(g++ cmake ninja-build python3-venv libgtest-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
+          libtomlplusplus-dev libsentencepiece-dev)
+missing=()
+for package in "${packages[@]}"; do
+  [[ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" == "install ok installed" ]] || missing+=("$package")
+done
+if ((${#missing[@]})); then
+  echo "setup: installing Debian packages: ${missing[*]}"
+  as_root=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || { echo "setup: not root and no sudo; install by hand: ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+  fi
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+torch_version=$(cat scripts/torch-version)
+stamp=.venv/.ready-$torch_version
+[[ -f $stamp ]] && exit 0
+
+site_of_torch() { "$1" -c 'import importlib.util as u, os; s = u.find_spec("torch")
+print(os.path.dirname(s.submodule_search_locations[0])) if s else exit(1)' 2>/dev/null; }
+
+echo "setup: making the Python environment .venv"
+python3 -m venv .venv
+if [[ -n ${Torch_ROOT:-} && -f $Torch_ROOT/__init__.py ]]; then
+  site=$(dirname "$Torch_ROOT")
+elif ! site=$(site_of_torch python3); then
+  site=
+fi
+if [[ -n $site ]]; then
+  echo "setup: using the torch found in $site"
+  .venv/bin/python -c 'import sys, sysconfig, pathlib
+pathlib.Path(sysconfig.get_path("purelib"), "moh_torch.pth").write_text(sys.argv[1] + "\n")' "$site"
+else
+  echo "setup: installing torch $torch_version and numpy into .venv"
+  .venv/bin/python -m pip install -q --disable-pip-version-check "torch==$torch_version" numpy 2>&1 | grep -v "is ignored" || true
+fi
+.venv/bin/python -c 'import torch' || { echo "setup: .venv/bin/python cannot import torch; remove .venv and run again" >&2; exit 1; }
+touch "$stamp"
