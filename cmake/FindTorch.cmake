@@ -28,6 +28,17 @@ if(Torch_FOUND AND NOT TARGET Torch::Torch)
   target_include_directories(Torch::Torch SYSTEM INTERFACE
     ${Torch_INCLUDE_DIR} ${Torch_INCLUDE_DIR}/torch/csrc/api/include)
   target_link_libraries(Torch::Torch INTERFACE ${Torch_LIBRARY} ${Torch_CPU_LIBRARY} ${Torch_C10_LIBRARY})
+  # at::parallel_for is compiled into its callers. They must use the OpenMP library that torch brings, or two thread pools
+  # would compete for the cores.
+  file(GLOB Torch_OPENMP_LIBRARY ${Torch_ROOT}/lib/libgomp*.so* ${Torch_ROOT}/lib/libiomp5.so)
+  add_library(Torch::OpenMP INTERFACE IMPORTED)
+  if(Torch_OPENMP_LIBRARY)
+    target_compile_options(Torch::OpenMP INTERFACE -fopenmp)
+    target_link_libraries(Torch::OpenMP INTERFACE ${Torch_OPENMP_LIBRARY})
+  else()
+    find_package(OpenMP REQUIRED)
+    target_link_libraries(Torch::OpenMP INTERFACE OpenMP::OpenMP_CXX)
+  endif()
   if(Torch_CUDA_LIBRARY AND Torch_C10_CUDA_LIBRARY)
     # Nothing of ours refers to these directly; --no-as-needed keeps their registrations.
     target_link_libraries(Torch::Torch INTERFACE

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(g++ cmake ninja-build python3-venv libgtest-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
+packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
           libtomlplusplus-dev libsentencepiece-dev)
 missing=()
 for package in "${packages[@]}"; do

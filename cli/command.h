@@ -1,0 +1,65 @@
+// The frame that every subcommand fills: a name, a line of help, and a function that adds options and returns what to run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moh/base/fields.h"
+
+namespace moh::cli {
+
+// Options that every command has, and how commands speak: one JSON object a line on stdout with --json, people's text on
+// stdout otherwise (on stderr with --json).
+struct Context {
+  bool json = false;
+  std::string device = "cpu", dtype = "fp32", backend, config_file;
+  int threads = 0;
+  std::uint64_t seed = 0;
+  Json sections = Json::object();  // from --config and --section.key
+
+  void emit(const Json& line) const;
+  void say(const std::string& text) const;
+  // Threads, backend and device as asked for. Errors: an unknown backend, a device that is not there.
+  void apply() const;
+};
+
+using Run = std::function<int()>;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  std::function<Run(CLI::App& app, Context& context)> setup;
+};
+
+// Commands register themselves: `const Registered registered{{"name", "summary", setup}};` at the end of their file.
+std::vector<Command>& commands();
+struct Registered {
+  explicit Registered(Command command) { commands().push_back(std::move(command)); }
+};
+
+// True once Ctrl-C was pressed; a command that saves its state watches it.
+extern std::atomic<bool> interrupted;
+constexpr int kInterruptedStatus = 130;
+
+// One flag --field-name (also --section.field_name) for each field of Config; values given are collected in `given`.
+template <class Config>
+void add_fields(CLI::App& app, const std::string& section, Json& given,
+                const std::vector<std::string>& leave_out = {}) {
+  Config defaults;
+  auto visit = [&](const char* name, const auto& value, const char* help) {
+    using T = std::decay_t<decltype(value)>;
+    std::string flag = name;
+    if (std::find(leave_out.begin(), leave_out.end(), flag) != leave_out.end()) return;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    auto* option = app.add_option_function<T>(
+        "--" + flag + ",--" + section + "." + name, [&given, name](const T& parsed) { given[name] = parsed; }, help);
+    option->default_str(Json(value).is_string() ? Json(value).get<std::string>() : Json(value).dump())->group(section);
+  };
+  defaults.fields(visit);
+}
+
+}  // namespace moh::cli

@@ -1,0 +1,125 @@
+// moh inspect: what a model is, what it costs, and which heads its tokens use.
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/report/report.h"
+#include "moh/eval/head_load.h"
+#include "moh/io/files.h"
+#include "moh/models/llama_cost.h"
+
+namespace moh::cli {
+namespace {
+
+struct Options {
+  std::string model, data, html;
+  std::int64_t sequence = 0, max_windows = 16;
+};
+
+// Rows of the head-load picture; shared heads are null, which the report draws apart.
+Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load) {
+  Json values = Json::array(), rows = Json::array(), columns = Json::array();
+  for (std::int64_t head = 0; head < config.num_attention_heads; ++head) columns.push_back(std::to_string(head));
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    rows.push_back(fmt::format("layer {}", layer));
+    Json row = Json::array();
+    for (std::int64_t head = 0; head < config.num_attention_heads; ++head) {
+      row.push_back(head < config.shared_heads(layer) ? Json(nullptr) : Json(load.share[layer][head]));
+    }
+    values.push_back(row);
+  }
+  return {{"type", "heatmap"}, {"title", "Share of tokens that select each head"}, {"x_label", "head"},
+          {"y_label", "layer"}, {"x", columns}, {"y", rows}, {"values", values}};
+}
+
+int inspect(const Context& context, const Options& options) {
+  const bool is_folder = std::filesystem::is_directory(options.model);
+  const models::LlamaConfig config =
+      is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json")
+                : models::llama_preset(options.model);
+  const std::int64_t positions = options.sequence > 0 ? options.sequence : config.max_position_embeddings;
+  const auto cost = models::llama_cost(config, positions, context.dtype == "fp32" ? 4 : 2);
+  Json line = Json::object();
+  line["model"] = options.model;
+  line["parameters"] = cost.parameters;
+  line["active_parameters"] = cost.active_parameters;
+  line["activated"] = config.activated_share();
+  line["context"] = positions;
+  line["flops_per_token"] = cost.flops_per_token;
+  line["dense_flops_per_token"] = cost.dense_flops_per_token;
+  line["attention_share"] = cost.attention_share;
+  line["kv_bytes_per_token"] = cost.kv_bytes_per_token;
+  line["config"] = models::llama_config_json(config);
+
+  std::optional<eval::HeadLoad> load;
+  if (!options.data.empty()) {
+    MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", options.model, "` is a preset");
+    const models::Llama model = models::Llama::load(options.model, at::kFloat);
+    const auto tokenizer = io::load_tokenizer(options.model);
+    const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
+    load = eval::head_load(model, stream, options.sequence, options.max_windows);
+    line["head_load"] = load->share;
+    line["head_load_tokens"] = load->tokens;
+  }
+  context.emit(line);
+
+  const std::vector<std::pair<std::string, std::string>> facts = {
+      {"layers", std::to_string(config.num_hidden_layers)},
+      {"hidden size", std::to_string(config.hidden_size)},
+      {"heads", fmt::format("{} of {}, {} KV heads", config.num_attention_heads, config.head_dim, config.num_key_value_heads)},
+      {"vocabulary", std::to_string(config.vocab_size)},
+      {"router", config.moh ? config.moh->router : "none (dense)"},
+      {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
+      {"parameters", std::to_string(cost.parameters)},
+      {"active parameters", std::to_string(cost.active_parameters)},
+      {fmt::format("FLOPs a token at {} tokens", positions),
+       fmt::format("{:.4g} (dense {:.4g}; attention is {:.1f} % of that)", cost.flops_per_token,
+                   cost.dense_flops_per_token, 100 * cost.attention_share)},
+      {"KV cache a token", fmt::format("{} bytes", cost.kv_bytes_per_token)}};
+  if (!context.json) {
+    for (const auto& [name, value] : facts) context.say(fmt::format("{:<28} {}", name, value));
+    if (config.moh) {
+      for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+        std::string text = fmt::format("layer {:<3} {} shared + {} of {} routed", layer, config.shared_heads(layer),
+                                       config.top_k(layer), config.num_attention_heads - config.shared_heads(layer));
+        if (load) {
+          text += "   load";
+          for (const double share : load->share[layer]) text += fmt::format(" {:3.0f}", 100 * share);
+          text += " %";
+        }
+        context.say(text);
+      }
+    }
+  }
+  if (!options.html.empty()) {
+    Json report = Json::object();
+    report["title"] = "Model " + options.model;
+    Json fact_list = Json::array();
+    for (const auto& [name, value] : facts) fact_list.push_back({{"name", name}, {"value", value}});
+    report["facts"] = fact_list;
+    if (load && config.moh) {
+      report["sections"] = {{{"heading", "Head load by layer"},
+                             {"text", fmt::format("Measured on {} tokens of {}.", load->tokens, options.data)},
+                             {"items", {load_heatmap(config, *load)}}}};
+    }
+    io::write_file(options.html, render_report(report));
+    context.say("wrote " + options.html);
+  }
+  return 0;
+}
+
+const Registered registered{
+    {"inspect", "configuration, parameters, FLOPs, KV bytes, head load", [](CLI::App& app, Context& context) -> Run {
+       auto options = std::make_shared<Options>();
+       app.add_option("model", options->model, "model folder or preset")->required();
+       app.add_option("--data", options->data, "measure the head load on this text or token file");
+       app.add_option("--sequence", options->sequence, "tokens of context; 0: the model's");
+       app.add_option("--max-windows", options->max_windows, "windows of --data at most");
+       app.add_option("--html", options->html, "write a report");
+       return [options, &context] { return inspect(context, *options); };
+     }}};
+
+}  // namespace
+}  // namespace moh::cli

@@ -1,0 +1,208 @@
+#include "cli/commands/language_options.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+
+#include "cli/progress.h"
+#include "moh/io/files.h"
+#include "moh/io/tokenizer.h"
+#include "moh/train/language_task.h"
+
+namespace moh::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  Json given_run = Json::object(), given_train = Json::object();
+  bool resume = false;
+};
+
+// The configuration of a new model: preset, then tokenizer, then [model] and [moh] of --config and of the command line.
+models::LlamaConfig new_model_config(const LanguageRun& run, const io::Tokenizer* tokenizer, const Json& sections) {
+  models::LlamaConfig config = models::llama_preset(run.preset);
+  if (tokenizer != nullptr) {
+    config.vocab_size = std::max<std::int64_t>(tokenizer->vocab_size(), 1);
+    config.bos_token_id = tokenizer->bos_id();
+    config.eos_token_id.clear();
+    if (tokenizer->eos_id() >= 0) config.eos_token_id.push_back(tokenizer->eos_id());
+  }
+  Json json = models::llama_config_json(config);
+  if (const auto model = sections.find("model"); model != sections.end()) {
+    for (const auto& item : model->items()) {
+      if (!json.contains(item.key())) {
+        std::vector<std::string> known;
+        for (const auto& key : json.items()) known.push_back(key.key());
+        const std::string near = nearest_name(item.key(), known);
+        fail("[model] unknown field `", item.key(), "`", near.empty() ? "" : ", did you mean `" + near + "`?");
+      }
+      json[item.key()] = item.value();
+    }
+    if (!model->contains("head_dim") && json["num_attention_heads"].is_number_integer() &&
+        json["hidden_size"].is_number_integer() && json["num_attention_heads"] > 0) {
+      json["head_dim"] = json["hidden_size"].get<std::int64_t>() / json["num_attention_heads"].get<std::int64_t>();
+    }
+    if (!model->contains("num_key_value_heads") && model->contains("num_attention_heads")) {
+      json["num_key_value_heads"] = json["num_attention_heads"];
+    }
+  }
+  json.erase("moh");
+  models::LlamaConfig sized = models::parse_llama_config(json, "model");
+  if (config.moh) {
+    sized.moh = models::make_moh_config(sized.num_hidden_layers, sized.num_attention_heads,
+                                        run.activated > 0 ? run.activated : 0.75, std::nullopt, std::nullopt,
+                                        config.moh->router);
+  } else {
+    MOH_CHECK(run.activated == 0 || run.activated == 1, "[train] preset ", run.preset,
+              " is dense; --activated wants a moh- preset");
+  }
+  if (const auto moh = sections.find("moh"); moh != sections.end()) {
+    Json patched = models::llama_config_json(sized);
+    for (const auto& item : moh->items()) patched["moh"][item.key()] = item.value();
+    sized = models::parse_llama_config(patched, "moh");
+  }
+  sized.source = Json::object();  // a model of our own: config.json is written anew
+  return sized;
+}
+
+std::string format_line(const Json& line, const std::string& unit) {
+  std::string text = fmt::format("step {}", line["step"].get<std::int64_t>());
+  const auto add = [&](const char* key, const char* label, int digits) {
+    if (line.contains(key)) text += fmt::format(", {} {:.{}f}", label, line[key].get<double>(), digits);
+  };
+  add("loss", "loss", 4);
+  add("distill_loss", "distill", 4);
+  add("load_balance_loss", "balance", 4);
+  add("grad_norm", "grad", 2);
+  add("valid_perplexity", "valid ppl", 4);
+  const std::string rate = unit + "_per_second";
+  if (line.contains(rate)) text += fmt::format(", {:.0f} {}/s", line[rate].get<double>(), unit);
+  return text;
+}
+
+int train(const Context& context, const Options& options, bool from_preset) {
+  LanguageRun run;
+  train::TrainConfig config;
+  config.dtype = context.dtype;
+  config.seed = static_cast<std::int64_t>(context.seed);
+  std::string checkpoint;
+  const std::string out_given = options.given_run.value("out", "");
+  MOH_CHECK(!out_given.empty(), "[train] --out DIR is missing: where should the model go?");
+  const std::string record = out_given + "/run.json";
+  Json sections = context.sections;
+  if (options.resume) {
+    MOH_CHECK(fs::exists(record), "[train] ", out_given, " has no run.json, so there is nothing to resume");
+    const Json saved = parse_json(io::read_file(record, 1 << 20), record);
+    from_json(saved.at("run"), run, record);
+    from_json(saved.at("train"), config, record);
+    checkpoint = train::newest_checkpoint(out_given);
+  } else {
+    MOH_CHECK(!fs::exists(out_given + "/checkpoints"), "[train] ", out_given,
+              " holds a training run already; use --resume to go on, or another --out");
+  }
+  if (const auto section = sections.find("train"); section != sections.end()) from_json(*section, config, "train");
+  from_json(options.given_train, config, "train");
+  from_json(options.given_run, run, "train");
+  train::check_train_config(config);
+  MOH_CHECK(!run.data.empty(), "[train] --data is missing: a text file, a folder of *.txt, or .npy/.bin token ids");
+
+  // Tokenizer: of the model to tune, or the one named; text without one is read as bytes.
+  const std::string tokenizer_folder = from_preset ? run.tokenizer : run.model;
+  std::shared_ptr<const io::Tokenizer> tokenizer =
+      tokenizer_folder.empty() ? io::bytes_tokenizer() : io::load_tokenizer(tokenizer_folder);
+
+  const auto load_model = [&]() -> models::Llama {
+    if (!checkpoint.empty()) return models::Llama::load(checkpoint, at::kFloat);
+    if (!from_preset) return models::Llama::load(run.model, at::kFloat);
+    const auto model_config = new_model_config(run, run.tokenizer.empty() ? nullptr : tokenizer.get(), sections);
+    return models::Llama::initialize(model_config, static_cast<std::uint64_t>(config.seed));
+  };
+  models::Llama model = load_model();
+  const std::int64_t context_size = model.config().max_position_embeddings;
+  if (!options.given_train.contains("sequence") && !options.resume) {
+    config.sequence = std::min(config.sequence, context_size);
+  }
+
+  const std::int64_t vocabulary = model.config().vocab_size;
+  data::TokenStream stream = data::TokenStream::open(run.data, tokenizer.get(), vocabulary);
+  std::optional<data::TokenStream> valid;
+  if (!run.valid.empty()) valid = data::TokenStream::open(run.valid, tokenizer.get(), vocabulary);
+  std::optional<models::Llama> teacher;
+  if (!run.distill.empty()) teacher = models::Llama::load(run.distill, at::kFloat);
+
+  context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} training tokens", model.num_parameters(),
+                          100 * model.config().activated_share(), stream.size()));
+  train::LanguageTaskOptions task_options;
+  task_options.sequence = config.sequence;
+  task_options.seed = static_cast<std::uint64_t>(config.seed);
+  task_options.autocast = train::autocast_type(config.dtype);
+  task_options.distill_weight = run.distill_weight;
+  task_options.valid_windows = run.valid_windows;
+  task_options.companions = tokenizer_folder;
+  train::LanguageTask task(std::move(model), std::move(stream), std::move(valid), std::move(teacher), task_options);
+
+  Progress progress(from_preset ? "train" : "tune");
+  std::string last_line;
+  train::Trainer trainer(
+      config, task, run.out,
+      {.on_log =
+           [&](const Json& line) {
+             context.emit(line);
+             last_line = format_line(line, task.unit());
+             if (line.contains("valid_perplexity")) progress.note(last_line);
+           },
+       .on_step =
+           [&](std::int64_t step, std::int64_t steps, double rate) {
+             progress.update(static_cast<double>(step) / static_cast<double>(steps),
+                             fmt::format("{:.0f} {}/s  {}", rate, task.unit(), last_line));
+           }});
+  if (!checkpoint.empty()) {
+    trainer.resume(checkpoint);
+    context.say("resumed from " + checkpoint);
+  }
+  Json saved = Json::object();
+  saved["run"] = to_json(run);
+  saved["train"] = to_json(config);
+  io::save_json(record, saved);
+  io::save_json(run.out + "/config.json", models::llama_config_json(task.model().config()));
+
+  const bool done = trainer.run(interrupted);
+  progress.finish();
+  if (!done) {
+    context.say(fmt::format("interrupted; saved {}; go on with `moh {} --resume --out {}`",
+                            train::newest_checkpoint(run.out), from_preset ? "train" : "tune", run.out));
+    return kInterruptedStatus;
+  }
+  context.say("saved " + run.out);
+  return 0;
+}
+
+}  // namespace
+
+Run setup_language_training(CLI::App& app, Context& context, bool from_preset) {
+  auto options = std::make_shared<Options>();
+  std::vector<std::string> leave_out = {"model"};
+  if (!from_preset) {
+    leave_out.insert(leave_out.end(), {"preset", "tokenizer", "activated"});
+    app.add_option_function<std::string>(
+        "model", [options](const std::string& folder) { options->given_run["model"] = folder; },
+        "model folder, dense or MoH");
+  } else {
+    leave_out.insert(leave_out.end(), {"distill", "distill_weight"});
+  }
+  add_fields<LanguageRun>(app, "run", options->given_run, leave_out);
+  add_fields<train::TrainConfig>(app, "train", options->given_train);
+  app.add_flag("--resume", options->resume, "go on from the newest checkpoint of --out");
+  return [options, &context, from_preset] {
+    if (!options->resume) {
+      const char* wanted = from_preset ? "preset" : "model";
+      MOH_CHECK(options->given_run.contains(wanted), "[train] ",
+                from_preset ? "--preset is missing; `moh info` lists the presets" : "MODEL is missing: a model folder");
+    }
+    return train(context, *options, from_preset);
+  };
+}
+
+}  // namespace moh::cli

@@ -1,0 +1,54 @@
+// Token streams from files: .npy/.bin of uint16 or uint32 ids (memory-mapped), text files or folders of them (tokenized).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moh/io/files.h"
+#include "moh/io/tokenizer.h"
+
+namespace moh::data {
+
+// One flat stream of token ids.
+class TokenStream {
+ public:
+  // PATH.npy (one dimension), PATH.bin (uint16 ids; uint32 where vocab_size > 65536), a text file, or a folder whose *.txt
+  // files are joined in order of their names. Text needs `tokenizer`; a BOS is put before every text file if the
+  // tokenizer has one. Errors: missing or empty data, an id outside [0, vocab_size), named with its position.
+  static TokenStream open(const std::string& path, const io::Tokenizer* tokenizer, std::int64_t vocab_size);
+
+  std::int64_t size() const { return size_; }
+  std::int64_t operator[](std::int64_t i) const { return wide_ ? wide_[i] : narrow_[i]; }
+  // ids [count, length + 1] int64: windows starting at the given positions.
+  at::Tensor windows(const std::vector<std::int64_t>& starts, std::int64_t length) const;
+
+ private:
+  std::shared_ptr<io::MappedFile> map_;
+  std::vector<std::uint32_t> owned_;
+  const std::uint16_t* narrow_ = nullptr;
+  const std::uint32_t* wide_ = nullptr;
+  std::int64_t size_ = 0;
+};
+
+// The order in which training reads a stream: windows of `sequence` + 1 tokens, every window once an epoch, shuffled anew
+// each epoch from the seed, with the epoch's first window at a random offset. The position is one number, so a resumed
+// run reads on exactly where it stopped.
+class WindowSampler {
+ public:
+  WindowSampler(std::int64_t stream_size, std::int64_t sequence, std::uint64_t seed);
+  // Starts of windows number position .. position + count - 1 since the beginning of training.
+  std::vector<std::int64_t> starts(std::int64_t position, std::int64_t count);
+  std::int64_t windows_per_epoch() const { return per_epoch_; }
+
+ private:
+  void shuffle(std::int64_t epoch);
+  std::int64_t stream_size_, sequence_, per_epoch_, epoch_ = -1, offset_ = 0;
+  std::uint64_t seed_;
+  std::vector<std::int64_t> order_;
+};
+
+}  // namespace moh::data

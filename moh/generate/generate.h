@@ -1,0 +1,46 @@
+// Text generation with a KV cache.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "moh/models/llama.h"
+
+namespace moh::generate {
+
+struct SamplingOptions {
+  double temperature = 0.0;  // 0: greedy
+  std::int64_t top_k = 0;    // 0: all
+  double top_p = 1.0;
+  std::uint64_t seed = 0;
+};
+
+// One id from logits [V]: temperature, then the top_k most probable, then the smallest set whose probability reaches
+// top_p. Ties go to the lower id. Errors: NaN logits, options out of range.
+class Sampler {
+ public:
+  explicit Sampler(const SamplingOptions& options);
+  std::int64_t operator()(const at::Tensor& logits);
+
+ private:
+  SamplingOptions options_;
+  std::mt19937_64 random_;
+};
+
+struct GenerationResult {
+  std::vector<std::int64_t> ids;  // new ids alone, without the end token
+  double prompt_seconds = 0, decode_seconds = 0;
+  double active_heads = 1;  // share over the decoded tokens
+  bool ended = false;       // stopped by an end token or by the callback
+};
+
+// Continues `prompt` (at least one id) by at most max_tokens ids. Ends at an end token or when `on_token`, told each new
+// id, returns false. Errors: prompt + max_tokens beyond the model's context.
+GenerationResult generate(const models::Llama& model, const std::vector<std::int64_t>& prompt, std::int64_t max_tokens,
+                          const SamplingOptions& sampling, const std::vector<std::int64_t>& end_ids,
+                          const std::function<bool(std::int64_t)>& on_token = {});
+
+}  // namespace moh::generate

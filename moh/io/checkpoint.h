@@ -1,0 +1,32 @@
+// Tensors of a model folder: one model.safetensors, or shards with model.safetensors.index.json.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moh/base/fields.h"
+
+namespace moh::io {
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+// All tensors of a folder (or of one .safetensors file), copied out of the mapping one by one, in file order. Errors: a
+// missing shard, a tensor in no shard or not where the index says.
+NamedTensors load_tensors(const std::string& path);
+
+// One model.safetensors; contiguous CPU copies are made where needed.
+void save_tensors(const std::string& file, const NamedTensors& tensors,
+                  const std::map<std::string, std::string>& metadata = {});
+
+// FOLDER/config.json, at most 16 MB.
+Json load_config(const std::string& folder);
+void save_json(const std::string& file, const Json& json);
+
+// Copies tokenizer files and generation_config.json of one model folder to another.
+void copy_companions(const std::string& from, const std::string& to);
+
+}  // namespace moh::io

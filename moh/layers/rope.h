@@ -1,0 +1,27 @@
+// Rotary position embedding in the rotate-half form of Hugging Face's LLaMA.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+namespace moh::layers {
+
+struct RopeScaling {  // config.json `rope_scaling`; type "default", "linear" or "llama3"
+  std::string type = "default";
+  double factor = 1.0, low_freq_factor = 1.0, high_freq_factor = 4.0;
+  std::int64_t original_max_position_embeddings = 8192;
+};
+
+// [D / 2] fp32: theta^(-2i / D), after scaling.
+at::Tensor rope_inverse_frequencies(std::int64_t head_dim, double theta, const RopeScaling& scaling);
+
+struct RopeTable {
+  at::Tensor cos, sin;  // [..., 1, D / 2] fp32 for positions [...]
+};
+RopeTable rope_table(const at::Tensor& inverse_frequencies, const at::Tensor& positions);
+
+// x [B, T, H, D] rotated; table of positions [T] or [B, T].
+at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
+
+}  // namespace moh::layers

@@ -1,0 +1,66 @@
+// The configuration of a LLaMA model, dense or MoH: Hugging Face's config.json plus one object `moh`.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moh/base/fields.h"
+#include "moh/layers/rope.h"
+
+namespace moh::models {
+
+// What config.json holds under `moh`. shared_heads and top_k have one entry per layer; in the file a single number stands
+// for all layers. A layer with shared_heads + top_k == heads has every head active.
+struct MohConfig {
+  std::string router = "norm";  // "norm": parameter-free, by query norm; "two-stage": trained
+  std::string select = "head";  // what the router selects: single heads
+  std::vector<std::int64_t> shared_heads, top_k;
+  double beta = 0.01;                         // weight of the load-balance loss
+  std::string gates = "paper";                // two-stage gates: "paper" or "authors" (spec, section 1)
+  std::string balance = "paper";              // scale of the load-balance loss: "paper" or "authors" (times E)
+  // Norm router: which scores get a gradient, "selected", "all", or "none" as in the authors' published inference code.
+  std::string straight_through = "selected";
+};
+
+struct LlamaConfig {
+  std::int64_t vocab_size = 32000, hidden_size = 4096, intermediate_size = 11008;
+  std::int64_t num_hidden_layers = 32, num_attention_heads = 32, num_key_value_heads = 32, head_dim = 128;
+  std::int64_t max_position_embeddings = 2048;
+  double rms_norm_eps = 1e-6, rope_theta = 10000.0, initializer_range = 0.02;
+  layers::RopeScaling rope_scaling;
+  bool attention_bias = false, mlp_bias = false, tie_word_embeddings = false;
+  std::int64_t bos_token_id = -1;          // -1: none
+  std::vector<std::int64_t> eos_token_id;  // any number
+  std::optional<MohConfig> moh;
+  Json source = Json::object();  // config.json as read, so that saving keeps keys that this code does not know
+
+  std::int64_t shared_heads(std::int64_t layer) const { return moh ? moh->shared_heads[layer] : num_attention_heads; }
+  std::int64_t top_k(std::int64_t layer) const { return moh ? moh->top_k[layer] : 0; }
+  // (shared + K) / heads over all layers; 1 for a dense model.
+  double activated_share() const;
+};
+
+// Reads and checks config.json; `where` names it in errors. The authors' MoH-LLaMA folder, which says nothing of MoH but
+// names their modeling file in `auto_map`, becomes router norm with h/2 shared heads and K = h/4 (spec, section 1).
+LlamaConfig parse_llama_config(const Json& json, const std::string& where);
+Json llama_config_json(const LlamaConfig& config);
+
+// Checks sizes and the moh object against the model; throws Error naming the key.
+void check_llama_config(const LlamaConfig& config, const std::string& where);
+
+// Shared heads and K, the same for every layer: round(activated * heads) are active. Of these `top_k` are routed if
+// given; else all but round(shared_share * heads) if that is given; else a quarter of all heads, at most half of the
+// active ones: 1/2 + 1/4 of the heads at 75 %, 1/4 + 1/4 at 50 % (the paper gives no division for language models and
+// advises that at least 40 % of the active heads be shared). Errors: shares out of range.
+MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, double activated,
+                          std::optional<double> shared_share, std::optional<std::int64_t> top_k,
+                          const std::string& router);
+
+// Presets: moh-llm-s, moh-llm-b (paper, table 3 and appendix), moh-llm-tiny, moh-llm-mini and their dense twins without
+// `moh-`.
+std::vector<std::string> llama_presets();
+LlamaConfig llama_preset(const std::string& name);
+
+}  // namespace moh::models

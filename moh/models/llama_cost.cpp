@@ -1,0 +1,42 @@
+#include "moh/models/llama_cost.h"
+
+#include <numeric>
+
+#include "moh/models/llama.h"
+
+namespace moh::models {
+
+LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64_t bytes_per_element) {
+  LlamaCost cost;
+  double matrices = 0;  // parameters of matrices that multiply every token
+  for (const ParameterSpec& spec : llama_parameters(config)) {
+    const auto count = std::accumulate(spec.shape.begin(), spec.shape.end(), std::int64_t{1}, std::multiplies<>());
+    cost.parameters += count;
+    if (spec.shape.size() == 2 && spec.name != "model.embed_tokens.weight") matrices += static_cast<double>(count);
+  }
+  const auto embedding = static_cast<double>(config.vocab_size * config.hidden_size);
+  if (config.tie_word_embeddings) matrices += embedding;  // used as the output matrix
+
+  const auto heads = static_cast<double>(config.num_attention_heads), head_dim = static_cast<double>(config.head_dim);
+  const double projection = static_cast<double>(config.hidden_size) * head_dim;  // Q rows or O columns of one head
+  const double mean_keys = (static_cast<double>(context) + 1) / 2;
+  const double per_head = 2 * 2 * mean_keys * head_dim;
+  const bool skips_query = config.moh && config.moh->router == "two-stage";
+  double idle_parameters = 0, attention = 0;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const auto active = static_cast<double>(config.moh ? config.shared_heads(layer) + config.top_k(layer)
+                                                       : config.num_attention_heads);
+    idle_parameters += (heads - active) * projection * (skips_query ? 2 : 1);
+    attention += active * per_head;
+  }
+  const double dense_attention = static_cast<double>(config.num_hidden_layers) * heads * per_head;
+  cost.active_parameters = cost.parameters - static_cast<std::int64_t>(idle_parameters);
+  cost.dense_flops_per_token = 2 * matrices + dense_attention;
+  cost.flops_per_token = 2 * (matrices - idle_parameters) + attention;
+  cost.attention_share = dense_attention / cost.dense_flops_per_token;
+  cost.kv_bytes_per_token =
+      2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_element;
+  return cost;
+}
+
+}  // namespace moh::models

@@ -1,0 +1,186 @@
+#include "moh/ops/routing.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "moh/base/error.h"
+#include "moh/kernels/routing.h"
+#include "moh/ops/parallel.h"
+
+namespace moh::ops {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+bool is_authors_form(const std::string& form, const char* where) {
+  MOH_CHECK(form == "paper" || form == "authors", "[", where, "] form must be `paper` or `authors`, got `", form, "`");
+  return form == "authors";
+}
+
+void check_counts(const char* where, std::int64_t num_heads, std::int64_t shared_heads, std::int64_t top_k) {
+  MOH_CHECK(num_heads > 0 && shared_heads >= 0 && shared_heads <= num_heads, "[", where,
+            "] shared heads must be in 0..", num_heads, ", got ", shared_heads);
+  MOH_CHECK(top_k >= 0 && top_k <= num_heads - shared_heads, "[", where, "] top_k must be in 0..",
+            num_heads - shared_heads, " (heads less shared heads), got ", top_k);
+  MOH_CHECK(shared_heads + top_k > 0, "[", where, "] at least one head must be active: shared heads and top_k are 0");
+}
+
+Tensor upcast(const Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? tensor : tensor.to(at::kFloat); }
+
+Tensor scores_of(const Tensor& x, const optional<Tensor>& weight, const char* name, std::int64_t rows) {
+  MOH_CHECK(weight.has_value(), "[route_two_stage] this combination of shared heads and top_k needs ", name, " [", rows,
+            ", ", x.size(-1), "]");
+  MOH_CHECK(weight->dim() == 2 && weight->size(0) == rows && weight->size(1) == x.size(-1), "[route_two_stage] ", name,
+            " must be [", rows, ", ", x.size(-1), "], got ", weight->sizes());
+  return at::matmul(x, weight->to(x.scalar_type()).t());
+}
+
+Tensor selected_mask(const Tensor& probabilities, const Tensor& indices) {
+  return at::zeros(probabilities.sizes(), probabilities.options().requires_grad(false)).scatter(-1, indices, 1.0);
+}
+
+Tensor select_top_k_composite(const Tensor& scores, std::int64_t top_k) {
+  // A stable sort keeps the lower index first among equals; NaN would sort as largest.
+  const Tensor ordered = scores.detach().nan_to_num(-std::numeric_limits<double>::infinity(),
+                                                    std::numeric_limits<double>::infinity(),
+                                                    -std::numeric_limits<double>::infinity());
+  return std::get<1>(at::sort(ordered, /*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, top_k).contiguous();
+}
+
+Tensor select_top_k_any_device(const Tensor& scores, std::int64_t top_k) {
+  MOH_CHECK(scores.dim() >= 1, "[select_top_k] scores must have at least one dimension");
+  MOH_CHECK(top_k >= 0 && top_k <= scores.size(-1), "[select_top_k] top_k must be in 0..", scores.size(-1), ", got ",
+            top_k);
+  if (!scores.is_cpu() || scores.scalar_type() != at::kFloat) return select_top_k_composite(scores, top_k);
+  const Tensor rows = scores.contiguous();
+  auto sizes = scores.sizes().vec();
+  sizes.back() = top_k;
+  const Tensor indices = at::empty(sizes, scores.options().dtype(at::kLong));
+  const std::int64_t num_routed = scores.size(-1);
+  kernels::select_top_k(rows.const_data_ptr<float>(), num_routed == 0 ? 0 : rows.numel() / num_routed, num_routed,
+                        top_k, indices.mutable_data_ptr<std::int64_t>(), torch_parallel());
+  return indices;
+}
+
+Tensor select_top_k_meta(const Tensor& scores, std::int64_t top_k) {
+  auto sizes = scores.sym_sizes().vec();
+  sizes.back() = top_k;
+  return at::empty_symint(sizes, scores.options().dtype(at::kLong));
+}
+
+}  // namespace
+
+Tensor select_top_k(const Tensor& scores, std::int64_t top_k) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("moh::select_top_k", "")
+                             .typed<Tensor(const Tensor&, std::int64_t)>();
+  return op.call(scores.detach(), top_k);
+}
+
+Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const optional<Tensor>& wg_1,
+                        const optional<Tensor>& wg_0, std::int64_t num_heads, std::int64_t shared_heads,
+                        std::int64_t top_k, const std::string& form) {
+  const bool authors = is_authors_form(form, "route_two_stage");
+  check_counts("route_two_stage", num_heads, shared_heads, top_k);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const Tensor x = upcast(input);
+  const std::int64_t num_routed = top_k > 0 ? num_heads - shared_heads : 0;
+  auto sizes = x.sizes().vec();
+  sizes.back() = shared_heads;
+
+  Tensor shared = at::ones(sizes, x.options().requires_grad(false));
+  if (shared_heads > 1) {
+    shared = at::softmax(scores_of(x, wg_1, "wg_1", shared_heads), -1);
+    if (authors) shared = shared * static_cast<double>(shared_heads);
+  }
+  if (num_routed == 0) {
+    // Heads that are neither shared nor routed never run: [..., H - shared] zeros.
+    sizes.back() = num_heads - shared_heads;
+    const Tensor none = at::zeros(sizes, shared.options().requires_grad(false));
+    sizes.back() = 0;
+    const Tensor empty = at::empty(sizes, x.options().requires_grad(false));
+    return {at::cat({shared, none}, -1), empty.to(at::kLong), empty};
+  }
+
+  const Tensor probabilities = at::softmax(scores_of(x, wg, "wg", num_routed), -1);
+  const Tensor indices = select_top_k(probabilities, top_k);
+  Tensor routed = probabilities * selected_mask(probabilities, indices);
+  if (authors) {
+    const double eps = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                      : std::numeric_limits<float>::epsilon();
+    routed = routed / routed.sum(-1, /*keepdim=*/true).clamp_min(eps) * static_cast<double>(top_k);
+  }
+  if (shared_heads == 0) return {routed, indices, probabilities};
+
+  Tensor kind = at::softmax(scores_of(x, wg_0, "wg_0", 2), -1);
+  if (authors) kind = kind * 2.0;
+  return {at::cat({shared * kind.narrow(-1, 0, 1), routed * kind.narrow(-1, 1, 1)}, -1), indices, probabilities};
+}
+
+Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::int64_t top_k) {
+  MOH_CHECK(query.dim() >= 2, "[route_query_norm] query must be [..., H, D], got ", query.sizes());
+  const std::int64_t num_heads = query.size(-2);
+  check_counts("route_query_norm", num_heads, shared_heads, top_k);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const std::int64_t num_routed = num_heads - shared_heads;
+  auto sizes = query.sizes().vec();
+  sizes.pop_back();
+  sizes.back() = shared_heads;
+
+  const Tensor norms = at::linalg_vector_norm(upcast(query.narrow(-2, shared_heads, num_routed)), 2, -1);  // [..., E]
+  Tensor scores = at::zeros_like(norms);
+  if (num_routed > 1) {
+    const Tensor deviation = norms.std(-1, /*unbiased=*/true, /*keepdim=*/true);
+    const Tensor spread = deviation > 0;
+    scores = at::where(spread, norms / at::where(spread, deviation, at::ones_like(deviation)), scores);
+  }
+  const Tensor probabilities = at::softmax(scores, -1);
+  const Tensor indices = select_top_k(scores, top_k);
+  // p - p is an exact zero that carries the straight-through gradient.
+  const Tensor routed = selected_mask(probabilities, indices) + (probabilities - probabilities.detach());
+  const Tensor shared = at::ones(sizes, routed.options().requires_grad(false));
+  return {at::cat({shared, routed}, -1), indices, probabilities};
+}
+
+Tensor load_balance_loss(const Tensor& probabilities, const Tensor& indices, const std::string& form) {
+  const bool authors = is_authors_form(form, "load_balance_loss");
+  const std::int64_t num_routed = probabilities.size(-1);
+  MOH_CHECK(num_routed > 0, "[load_balance_loss] probabilities must be [..., E] with E > 0, got ", probabilities.sizes());
+  const Tensor rows = probabilities.reshape({-1, num_routed});
+  const Tensor load = selected_mask(rows.detach(), indices.reshape({-1, indices.size(-1)})).mean(0);
+  const Tensor loss = (rows.mean(0) * load).sum();
+  return authors ? loss * static_cast<double>(num_routed) : loss;
+}
+
+TORCH_LIBRARY_FRAGMENT(moh, m) {
+  const auto as_tuple = [](Routing routing) {
+    return std::tuple<Tensor, Tensor, Tensor>(routing.gates, routing.indices, routing.probabilities);
+  };
+  m.def("select_top_k(Tensor scores, int top_k) -> Tensor");
+  m.def(
+      "route_two_stage(Tensor x, Tensor? wg, Tensor? wg_1, Tensor? wg_0, *, int num_heads, int shared_heads, int top_k, "
+      "str form='paper') -> (Tensor gates, Tensor indices, Tensor probabilities)",
+      [=](const Tensor& x, const optional<Tensor>& wg, const optional<Tensor>& wg_1, const optional<Tensor>& wg_0,
+          std::int64_t num_heads, std::int64_t shared_heads, std::int64_t top_k, std::string form) {
+        return as_tuple(route_two_stage(x, wg, wg_1, wg_0, num_heads, shared_heads, top_k, form));
+      });
+  m.def(
+      "route_query_norm(Tensor query, *, int shared_heads, int top_k) -> (Tensor gates, Tensor indices, Tensor "
+      "probabilities)",
+      [=](const Tensor& query, std::int64_t shared_heads, std::int64_t top_k) {
+        return as_tuple(route_query_norm(query, shared_heads, top_k));
+      });
+  m.def(
+      "load_balance_loss(Tensor probabilities, Tensor indices, *, str form='paper') -> Tensor",
+      [](const Tensor& probabilities, const Tensor& indices, std::string form) {
+        return load_balance_loss(probabilities, indices, form);
+      });
+}
+TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) { m.impl("select_top_k", &select_top_k_any_device); }
+TORCH_LIBRARY_IMPL(moh, Meta, m) { m.impl("select_top_k", &select_top_k_meta); }
+
+}  // namespace moh::ops

@@ -1,0 +1,40 @@
+// What the training loop needs to know of a model and its data, whatever kind they are.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moh/io/checkpoint.h"
+
+namespace moh::train {
+
+struct BatchLoss {
+  at::Tensor objective;             // scalar that is differentiated: everything, weighted
+  double loss = 0;                  // the task's own loss
+  double load_balance_loss = 0;     // mean over the routed layers, without beta
+  std::optional<double> distill_loss;
+  double active_heads = 1;          // share measured on this batch
+  std::int64_t items = 0;           // tokens or images
+};
+
+struct Validation {
+  double loss = 0, perplexity = 0, active_heads = 1;
+};
+
+class Task {
+ public:
+  virtual ~Task() = default;
+  virtual const io::NamedTensors& parameters() const = 0;
+  virtual std::vector<bool> decays() const = 0;  // one for each parameter
+  virtual std::string unit() const = 0;          // "tokens" or "images"
+  // The loss of `count` examples, those numbered position .. position + count - 1 since the beginning of training.
+  virtual BatchLoss loss(std::int64_t position, std::int64_t count) = 0;
+  virtual std::optional<Validation> validate() = 0;  // nullopt: no validation data
+  // config.json, model.safetensors and what else makes the folder usable.
+  virtual void save_model(const std::string& folder) const = 0;
+};
+
+}  // namespace moh::train

@@ -1,0 +1,276 @@
+#include "moh/train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "moh/base/error.h"
+#include "moh/io/event_writer.h"
+#include "moh/io/files.h"
+#include "moh/train/optimizer.h"
+#include "moh/train/schedule.h"
+
+namespace moh::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+constexpr const char* kStepPrefix = "step-";
+
+void make_folder(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  MOH_CHECK(!error, "[train] cannot make folder ", folder, ": ", error.message());
+}
+
+// step-N -> N; -1 for any other name.
+std::int64_t step_of(const std::string& name) {
+  if (!name.starts_with(kStepPrefix) || name.size() == 5 || name.size() > 20) return -1;
+  const std::string digits = name.substr(5);
+  if (digits.find_first_not_of("0123456789") != std::string::npos) return -1;
+  return std::stoll(digits);
+}
+
+std::vector<std::pair<std::int64_t, std::string>> checkpoints_of(const std::string& folder) {
+  std::vector<std::pair<std::int64_t, std::string>> found;
+  const std::string parent = folder + "/checkpoints";
+  if (!fs::is_directory(parent)) return found;
+  for (const auto& entry : fs::directory_iterator(parent)) {
+    const std::int64_t step = step_of(entry.path().filename().string());
+    if (step >= 0) found.emplace_back(step, entry.path().string());
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace
+
+void check_train_config(const TrainConfig& config) {
+  const auto at_least = [](const char* name, auto value, auto least) {
+    MOH_CHECK(value >= least, "[train] ", name, " must be at least ", least, ", got ", value);
+  };
+  at_least("steps", config.steps, 1);
+  at_least("batch", config.batch, 1);
+  at_least("sequence", config.sequence, 1);
+  at_least("accumulate", config.accumulate, 1);
+  at_least("warmup", config.warmup, 0);
+  at_least("keep", config.keep, 1);
+  at_least("log_every", config.log_every, 1);
+  at_least("validate_every", config.validate_every, 0);
+  at_least("checkpoint_every", config.checkpoint_every, 0);
+  MOH_CHECK(config.batch % config.accumulate == 0, "[train] batch ", config.batch,
+            " must be a multiple of accumulate ", config.accumulate);
+  MOH_CHECK(config.lr > 0 && std::isfinite(config.lr), "[train] lr must be positive, got ", config.lr);
+  MOH_CHECK(config.final_lr >= 0 && config.weight_decay >= 0 && config.clip >= 0,
+            "[train] final_lr, weight_decay and clip must be at least 0");
+  autocast_type(config.dtype);
+}
+
+std::optional<at::ScalarType> autocast_type(const std::string& dtype) {
+  if (dtype == "fp32") return std::nullopt;
+  if (dtype == "bf16") return at::kBFloat16;
+  if (dtype == "fp16") return at::kHalf;
+  fail("[dtype] unknown dtype `", dtype, "`; known: fp32, bf16, fp16");
+}
+
+std::string newest_checkpoint(const std::string& folder) {
+  const auto found = checkpoints_of(folder);
+  return found.empty() ? "" : found.back().second;
+}
+
+struct Trainer::Impl {
+  TrainConfig config;
+  Task& task;
+  std::string folder;
+  Listener listener;
+  AdamW optimizer;
+  Schedule schedule;
+  io::EventWriter events;
+  std::ofstream log;
+  std::int64_t step = 0, items = 0;
+
+  Impl(TrainConfig train_config, Task& train_task, std::string out, Listener heard)
+      : config(std::move(train_config)),
+        task(train_task),
+        folder(std::move(out)),
+        listener(std::move(heard)),
+        optimizer(task.parameters(), task.decays(), {config.beta1, config.beta2, config.eps, config.weight_decay}),
+        schedule{config.lr, config.final_lr, config.warmup, config.steps},
+        events((make_folder(folder), folder)) {}
+
+  void open_log(bool append) {
+    const std::string path = folder + "/log.jsonl";
+    log.open(path, append ? std::ios::app : std::ios::trunc);
+    MOH_CHECK(log.good(), "[train] cannot write ", path);
+  }
+
+  // Lines of steps after the checkpoint are dropped: the resumed run writes them again.
+  void trim_log() {
+    const std::string path = folder + "/log.jsonl";
+    if (!fs::exists(path)) return;
+    std::ifstream old(path);
+    std::string line, kept;
+    while (std::getline(old, line)) {
+      const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+      if (entry.is_object() && entry.value("step", std::int64_t{0}) <= step) kept += line + "\n";
+    }
+    old.close();
+    io::write_file(path, kept);
+  }
+
+  void save_checkpoint() {
+    const std::string parent = folder + "/checkpoints", name = kStepPrefix + std::to_string(step);
+    const std::string unfinished = parent + "/." + name + ".unfinished";
+    make_folder(parent);
+    fs::remove_all(unfinished);
+    make_folder(unfinished);
+    task.save_model(unfinished);
+    io::NamedTensors state = optimizer.state();
+    state.emplace_back("rng", at::detail::getDefaultCPUGenerator().get_state());
+    io::save_tensors(unfinished + "/optimizer.safetensors", state);
+    Json trainer = Json::object();
+    trainer["step"] = step;
+    trainer["items"] = items;
+    trainer["train"] = to_json(config);
+    io::save_json(unfinished + "/trainer.json", trainer);
+    io::fsync_folder(unfinished);
+    fs::remove_all(parent + "/" + name);
+    fs::rename(unfinished, parent + "/" + name);
+    io::fsync_folder(parent);
+    const auto all = checkpoints_of(folder);
+    for (std::size_t i = 0; i + static_cast<std::size_t>(config.keep) < all.size(); ++i) fs::remove_all(all[i].second);
+  }
+
+  // One optimizer step; the mean over the parts of the batch.
+  BatchLoss train_step(double& gradient_norm) {
+    BatchLoss total;
+    total.active_heads = 0;
+    const std::int64_t part = config.batch / config.accumulate;
+    const double weight = 1.0 / static_cast<double>(config.accumulate);
+    for (std::int64_t i = 0; i < config.accumulate; ++i) {
+      BatchLoss loss = task.loss(step * config.batch + i * part, part);
+      MOH_CHECK(std::isfinite(loss.loss) && std::isfinite(loss.load_balance_loss), "[train] the loss of step ",
+                step + 1, " is not finite; the last checkpoint is ",
+                newest_checkpoint(folder).empty() ? "none" : newest_checkpoint(folder), "; try a lower --lr");
+      (loss.objective * weight).backward();
+      total.loss += loss.loss * weight;
+      total.load_balance_loss += loss.load_balance_loss * weight;
+      total.active_heads += loss.active_heads * weight;
+      if (loss.distill_loss) total.distill_loss = total.distill_loss.value_or(0) + *loss.distill_loss * weight;
+      total.items += loss.items;
+    }
+    gradient_norm = optimizer.clip_gradients(config.clip);
+    MOH_CHECK(std::isfinite(gradient_norm), "[train] the gradient of step ", step + 1,
+              " is not finite; try a lower --lr");
+    optimizer.step(schedule(step));
+    optimizer.clear_gradients();
+    return total;
+  }
+
+  void write_log(const Json& line) {
+    log << line.dump() << "\n" << std::flush;
+    MOH_CHECK(log.good(), "[train] cannot write ", folder, "/log.jsonl; is the disk full?");
+    for (const auto& item : line.items()) {
+      if (item.key() != "step" && item.value().is_number()) events.scalar(item.key(), item.value().get<double>(), step);
+    }
+    events.flush();
+    if (listener.on_log) listener.on_log(line);
+  }
+
+  void add_validation(Json& line) {
+    const auto validation = task.validate();
+    if (!validation) return;
+    line["valid_loss"] = validation->loss;
+    line["valid_perplexity"] = validation->perplexity;
+  }
+
+  bool run(const std::atomic<bool>& stop) {
+    if (step == 0) {
+      open_log(/*append=*/false);
+      Json line = Json::object();
+      line["step"] = 0;
+      line[task.unit()] = 0;
+      add_validation(line);
+      if (line.contains("valid_loss")) write_log(line);
+    } else {
+      trim_log();
+      open_log(/*append=*/true);
+    }
+    auto since = Clock::now();
+    std::int64_t items_since = 0;
+    double rate = 0;
+    while (step < config.steps) {
+      if (stop) {
+        save_checkpoint();
+        return false;
+      }
+      double gradient_norm = 0;
+      const double lr = schedule(step);
+      const BatchLoss loss = train_step(gradient_norm);
+      ++step;
+      items += loss.items;
+      items_since += loss.items;
+      const bool last = step == config.steps;
+      const auto due = [&](std::int64_t every) { return last || (every > 0 && step % every == 0); };
+      const double seconds = std::chrono::duration<double>(Clock::now() - since).count();
+      rate = static_cast<double>(items_since) / std::max(seconds, 1e-9);
+      if (listener.on_step) listener.on_step(step, config.steps, rate);
+      if (due(config.log_every) || due(config.validate_every)) {
+        Json line = Json::object();
+        line["step"] = step;
+        line[task.unit()] = items;
+        line["loss"] = loss.loss;
+        line["load_balance_loss"] = loss.load_balance_loss;
+        if (loss.distill_loss) line["distill_loss"] = *loss.distill_loss;
+        line["lr"] = lr;
+        line["grad_norm"] = gradient_norm;
+        line[task.unit() + "_per_second"] = rate;
+        line["active_heads"] = loss.active_heads;
+        if (due(config.validate_every)) add_validation(line);
+        write_log(line);
+        since = Clock::now();
+        items_since = 0;
+      }
+      if (due(config.checkpoint_every)) {
+        save_checkpoint();
+        since = Clock::now();
+        items_since = 0;
+      }
+    }
+    task.save_model(folder);
+    return true;
+  }
+};
+
+Trainer::Trainer(TrainConfig config, Task& task, std::string folder, Listener listener) {
+  check_train_config(config);
+  impl_ = std::make_unique<Impl>(std::move(config), task, std::move(folder), std::move(listener));
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::resume(const std::string& checkpoint) {
+  const std::string file = checkpoint + "/trainer.json";
+  const Json trainer = parse_json(io::read_file(file, 1 << 20), file);
+  MOH_CHECK(trainer.is_object() && trainer.contains("step") && trainer["step"].is_number_integer() &&
+                trainer.contains("items") && trainer["items"].is_number_integer(),
+            "[train] ", file, " is damaged: `step` or `items` is missing");
+  io::NamedTensors state = io::load_tensors(checkpoint + "/optimizer.safetensors");
+  impl_->optimizer.load_state(state);
+  for (const auto& [name, tensor] : state) {
+    if (name != "rng") continue;
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    generator.set_state(tensor);
+  }
+  impl_->step = trainer["step"].get<std::int64_t>();
+  impl_->items = trainer["items"].get<std::int64_t>();
+}
+
+bool Trainer::run(const std::atomic<bool>& stop) { return impl_->run(stop); }
+
+}  // namespace moh::train

@@ -1,0 +1,74 @@
+// The training loop: schedule, accumulation, clipping, AdamW, validation, log, checkpoints, resume to the bit.
+//
+// A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/ (each
+// complete or absent: written under another name, synced, renamed) and at the end the model itself.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "moh/base/fields.h"
+#include "moh/train/task.h"
+
+namespace moh::train {
+
+struct TrainConfig {
+  std::int64_t steps = 1000, batch = 16, sequence = 512, accumulate = 1, warmup = 50;
+  double lr = 3e-4, final_lr = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
+  std::string dtype = "fp32";
+  std::int64_t seed = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
+
+  template <class V>
+  void fields(V& visit) {
+    visit("steps", steps, "optimizer steps");
+    visit("batch", batch, "sequences per step");
+    visit("sequence", sequence, "tokens per sequence");
+    visit("accumulate", accumulate, "parts that a batch is computed in, to save memory");
+    visit("lr", lr, "peak learning rate");
+    visit("final_lr", final_lr, "learning rate of the last step as a share of the peak (cosine)");
+    visit("warmup", warmup, "steps of linear warm-up from 1e-7");
+    visit("beta1", beta1, "AdamW");
+    visit("beta2", beta2, "AdamW");
+    visit("eps", eps, "AdamW");
+    visit("weight_decay", weight_decay, "AdamW, on matrices only");
+    visit("clip", clip, "largest L2 norm of the gradient; 0: no clipping");
+    visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights");
+    visit("seed", seed, "of initialisation and data order");
+    visit("validate_every", validate_every, "steps between validations; 0: only at the end");
+    visit("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
+    visit("keep", keep, "checkpoints kept");
+    visit("log_every", log_every, "steps between lines of log.jsonl");
+  }
+};
+
+void check_train_config(const TrainConfig& config);
+std::optional<at::ScalarType> autocast_type(const std::string& dtype);  // fp32: none; Error on unknown names
+
+class Trainer {
+ public:
+  // on_log hears every line of log.jsonl; on_step (step, steps, items per second) every step.
+  struct Listener {
+    std::function<void(const Json& line)> on_log;
+    std::function<void(std::int64_t step, std::int64_t steps, double items_per_second)> on_step;
+  };
+
+  Trainer(TrainConfig config, Task& task, std::string folder, Listener listener);
+  ~Trainer();
+
+  // Goes on from `checkpoint` (a step-N folder); the model's weights are the task's duty.
+  void resume(const std::string& checkpoint);
+  // Trains to config.steps, saves and returns true; or, when `stop` becomes true, saves a checkpoint and returns false.
+  // Errors: a loss that is not finite (the last checkpoint stays).
+  bool run(const std::atomic<bool>& stop);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// The newest complete checkpoint of a training folder, or "".
+std::string newest_checkpoint(const std::string& folder);
+
+}  // namespace moh::train

@@ -1,0 +1,274 @@
+#include "moh/io/tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "moh/base/fields.h"
+#include "moh/io/files.h"
+#include "tests/base/error_of.h"
+#include "tests/io/temp_folder.h"
+
+namespace moh::io {
+namespace {
+
+using test::error_of;
+using test::TempFolder;
+
+const std::string kData = MOH_SOURCE_DIR "/../shared/data/";
+using Ids = std::vector<std::int64_t>;
+
+std::string sample_text() {
+  const std::string words[] = {"the", "little", "head", "of", "attention", "42", "mixture", "sees", "every", "token"};
+  std::mt19937 random(3);
+  std::string text;
+  for (int i = 0; i < 4000; ++i) text += words[random() % 10] + (random() % 9 ? " " : ".\n");
+  return text;
+}
+
+// Trained once, for all tests of this file.
+const Tokenizer& trained() {
+  static const auto tokenizer = [] {
+    const TempFolder folder;
+    write_file(folder.file("text.txt"), sample_text());
+    train_tokenizer(folder.file("text.txt"), folder.path(), 320);
+    EXPECT_EQ(folder.count(), 2);
+    return load_tokenizer(folder.path());
+  }();
+  return *tokenizer;
+}
+
+std::string joined_pieces(const Tokenizer& tokenizer, const Ids& ids) {
+  std::string text;
+  for (const std::int64_t id : ids) text += tokenizer.piece_bytes(id);
+  return text;
+}
+
+TEST(BytesTokenizer, RoundTrip) {
+  const auto tokenizer = bytes_tokenizer();
+  const std::string text("a\0\xff\n", 4);
+  EXPECT_EQ(tokenizer->encode(text), (Ids{97, 0, 255, 10}));
+  EXPECT_EQ(tokenizer->decode({97, 0, 255, 10}), text);
+  EXPECT_EQ(tokenizer->piece_bytes(255), "\xff");
+  EXPECT_EQ(tokenizer->vocab_size(), 256);
+  EXPECT_EQ(tokenizer->bos_id(), -1);
+  EXPECT_EQ(tokenizer->eos_id(), -1);
+  EXPECT_EQ(tokenizer->kind(), "bytes");
+  EXPECT_EQ(error_of([&] { tokenizer->decode({1, 256}); }), "[tokenizer] id 256 is not a byte, expected 0 to 255");
+  EXPECT_NE(error_of([&] { tokenizer->piece_bytes(-1); }), "");
+}
+
+TEST(LoadTokenizer, BytesOnlyForFoldersWithoutTokenizer) {
+  const TempFolder folder;
+  EXPECT_EQ(load_tokenizer(folder.path())->kind(), "bytes");
+  EXPECT_EQ(error_of([&] { load_tokenizer(folder.file("none")); }),
+            "[tokenizer] " + folder.file("none") + ": expected a model folder");
+  write_file(folder.file("tokenizer.json"), "{}");
+  EXPECT_EQ(error_of([&] { load_tokenizer(folder.path()); }),
+            "[tokenizer] " + folder.file("tokenizer.json") +
+                ": tokenizers of this kind are not supported yet, expected a SentencePiece tokenizer.model beside it");
+  EXPECT_EQ(tokenizer_files(folder.path()), std::vector<std::string>{"tokenizer.json"});
+}
+
+TEST(LoadTokenizer, TiktokenRanksAreNamed) {
+  const TempFolder folder;
+  write_file(folder.file("tokenizer.model"), "IQ== 0\nIg== 1\n");
+  EXPECT_EQ(error_of([&] { load_tokenizer(folder.path()); }),
+            "[tokenizer] " + folder.file("tokenizer.model") +
+                ": tiktoken ranks are not supported yet, expected a SentencePiece model");
+}
+
+TEST(SentencePiece, TrainedTokenizer) {
+  const Tokenizer& tokenizer = trained();
+  EXPECT_EQ(tokenizer.kind(), "sentencepiece");
+  EXPECT_EQ(tokenizer.vocab_size(), 320);
+  EXPECT_EQ(tokenizer.bos_id(), 1);
+  EXPECT_EQ(tokenizer.eos_id(), 2);
+  EXPECT_EQ(tokenizer.piece_bytes(0), " \xe2\x81\x87 ");
+  EXPECT_EQ(tokenizer.piece_bytes(1), "");
+  EXPECT_EQ(tokenizer.piece_bytes(2), "");
+  EXPECT_EQ(tokenizer.piece_bytes(3 + 10), "\n") << "byte pieces follow the control pieces";
+  EXPECT_EQ(tokenizer.piece_bytes(3 + 255), "\xff");
+  EXPECT_LT(tokenizer.encode("the little head of attention").size(), 15u);
+  EXPECT_EQ(tokenizer.encode("42").size(), 3u) << "digits are split";
+}
+
+TEST(SentencePiece, TextsRoundTrip) {
+  const Tokenizer& tokenizer = trained();
+  const std::vector<std::string> texts = {"",
+                                          "the head",
+                                          " leading",
+                                          "trailing ",
+                                          "  two  spaces  ",
+                                          " ",
+                                          "a\nb\n\nc\n",
+                                          "\n",
+                                          "\n the\n",
+                                          "tabs\tand\r\n",
+                                          "größe 中文 🙂",
+                                          "3.14159",
+                                          "<s> </s> <unk> <0x41>",
+                                          "x\x01y",
+                                          std::string("nul\0nul", 7)};
+  for (const std::string& text : texts) {
+    const Ids ids = tokenizer.encode(text);
+    EXPECT_EQ(tokenizer.decode(ids), text);
+    const std::string pieces = joined_pieces(tokenizer, ids);
+    EXPECT_EQ(pieces, text.empty() ? "" : " " + text) << "one leading space more than the text";
+    for (const std::int64_t id : ids) EXPECT_GT(id, 2) << "special tokens in the text stay text: " << text;
+  }
+}
+
+TEST(SentencePiece, LongTextRoundTrips) {
+  const std::string text = sample_text();
+  EXPECT_EQ(trained().decode(trained().encode(text)), text);
+}
+
+TEST(SentencePiece, SpecialTokensDecode) {
+  EXPECT_EQ(trained().decode({1, 2}), "");
+  EXPECT_EQ(trained().decode({0}), " \xe2\x81\x87 ");
+  EXPECT_EQ(trained().decode({3 + 0xc3}), "\xef\xbf\xbd") << "half of a UTF-8 sequence";
+  EXPECT_EQ(trained().piece_bytes(3 + 0xc3), "\xc3");
+}
+
+TEST(SentencePiece, IdsOutsideTheVocabulary) {
+  for (const std::int64_t id :
+       {std::int64_t{-1}, std::int64_t{320}, std::int64_t{1} << 32, (std::int64_t{1} << 32) + 5}) {
+    EXPECT_NE(error_of([&] { trained().decode({5, id}); }).find("is outside the vocabulary of 320"), std::string::npos);
+    EXPECT_NE(error_of([&] { trained().piece_bytes(id); }).find("is outside the vocabulary of 320"), std::string::npos);
+  }
+}
+
+TEST(TrainTokenizer, Errors) {
+  const TempFolder folder;
+  const std::string text = folder.file("text.txt");
+  const auto error_training = [&](int vocab_size) {
+    return error_of([&] { train_tokenizer(text, folder.path(), vocab_size); });
+  };
+  EXPECT_EQ(error_training(300), "[files] " + text + ": cannot open: No such file or directory");
+  write_file(text, "");
+  EXPECT_NE(error_training(300).find("cannot train a tokenizer of 300 pieces"), std::string::npos);
+  write_file(text, "the little head of attention\n");
+  for (const int size : {-1, 0, 1, 100, 260}) {
+    EXPECT_NE(error_training(size).find("cannot train a tokenizer of " + std::to_string(size)), std::string::npos)
+        << size;
+  }
+  EXPECT_NE(error_training(5000).find("Vocabulary size too high (5000). Please set it to a value <= "),
+            std::string::npos);
+  EXPECT_EQ(folder.count(), 1) << "no model is written";
+}
+
+// The trainer alone aborts on a word of more than 65535 characters and passes over lines of more than 4192 bytes.
+TEST(TrainTokenizer, TextWithoutSpacesOrNewlines) {
+  const TempFolder folder;
+  std::mt19937 random(4);
+  std::string text;
+  for (int i = 0; i < 60'000; ++i) text += random() % 3 ? "ab" : "中";
+  write_file(folder.file("text.txt"), text);
+  train_tokenizer(folder.file("text.txt"), folder.path(), 280);
+  const auto tokenizer = load_tokenizer(folder.path());
+  EXPECT_EQ(tokenizer->vocab_size(), 280);
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode(text)), text);
+  EXPECT_EQ(error_of([&] { tokenizer->encode("\xff"); }), "") << "invalid UTF-8 becomes U+FFFD";
+}
+
+TEST(TrainTokenizer, IsQuietAndDeterministic) {
+  const TempFolder first, second;
+  write_file(first.file("text.txt"), sample_text() + "\xff\xfe\n\t\tx\r\n" + std::string("\0\n", 2));
+  testing::internal::CaptureStderr();
+  testing::internal::CaptureStdout();
+  train_tokenizer(first.file("text.txt"), first.path(), 310);
+  train_tokenizer(first.file("text.txt"), second.path(), 310);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  EXPECT_EQ(read_file(first.file("tokenizer.model")), read_file(second.file("tokenizer.model")));
+}
+
+// Damaged models end in an Error or in a tokenizer that works; never in a crash or words on stderr.
+void damage_and_load(const std::string& model, int rounds) {
+  const TempFolder folder;
+  std::mt19937 random(5);
+  int refused = 0;
+  testing::internal::CaptureStderr();
+  for (int round = 0; round < rounds; ++round) {
+    std::string file = model;
+    for (std::size_t edits = 1 + random() % 3; edits > 0 && !file.empty(); --edits) {
+      const std::size_t at = random() % file.size();
+      switch (random() % 5) {
+        case 0:
+          file[at] = static_cast<char>(random());
+          break;
+        case 1:
+          file[at] ^= static_cast<char>(1 << random() % 8);
+          break;
+        case 2:
+          file.erase(at, 1 + random() % 16);
+          break;
+        case 3:
+          file.insert(at, file.substr(random() % file.size(), random() % 40));
+          break;
+        default:
+          file.resize(random() % 10 ? at | 1 : at / 100);
+      }
+    }
+    write_file(folder.file("tokenizer.model"), file);
+    const std::string error = error_of([&] {
+      const auto tokenizer = load_tokenizer(folder.path());
+      const Ids ids = tokenizer->encode("the  little\nhead größe 42 <s>\xff");
+      tokenizer->decode(ids);
+      for (std::int64_t id = 0; id < tokenizer->vocab_size(); ++id) tokenizer->piece_bytes(id);
+    });
+    refused += !error.empty();
+    ASSERT_TRUE(error.empty() || error.starts_with("[tokenizer] ")) << error;
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  EXPECT_GT(refused, 0);
+}
+
+TEST(SentencePiece, SurvivesRandomDamage) {
+  const TempFolder folder;
+  write_file(folder.file("text.txt"), sample_text());
+  train_tokenizer(folder.file("text.txt"), folder.path(), 300);
+  damage_and_load(read_file(folder.file("tokenizer.model")), 300);
+}
+
+TEST(SentencePiece, NotAModel) {
+  const TempFolder folder;
+  testing::internal::CaptureStderr();
+  for (const std::string& content :
+       {std::string(), std::string("hello"), std::string(1000, '\xff'), std::string("{}")}) {
+    write_file(folder.file("tokenizer.model"), content);
+    const std::string error = error_of([&] { load_tokenizer(folder.path()); });
+    EXPECT_TRUE(
+        error.starts_with("[tokenizer] " + folder.file("tokenizer.model") + ": not a SentencePiece model, or damaged"))
+        << error;
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+TEST(SentencePiece, ReferenceEncodings) {
+  if (!std::filesystem::exists(kData)) GTEST_SKIP() << kData << " is not there";
+  const Json reference = parse_json(read_file(kData + "tokenizers/reference_encodings.json"), "reference");
+  ASSERT_EQ(reference.size(), 22u);
+  const std::pair<std::string, std::string> kModels[] = {{"llama2", "tokenizers/llama2"},
+                                                         {"stories260K", "models/stories260K"}};
+  for (const auto& [name, folder] : kModels) {
+    const auto tokenizer = load_tokenizer(kData + folder);
+    EXPECT_EQ(tokenizer->bos_id(), 1);
+    EXPECT_EQ(tokenizer->eos_id(), 2);
+    for (const Json& item : reference) {
+      const std::string text = item["text"].get<std::string>();
+      const Ids ids = tokenizer->encode(text);
+      EXPECT_EQ(ids, item[name].get<Ids>()) << name << " on " << text;
+      if (name != "llama2") continue;  // stories260K drops and folds spaces
+      EXPECT_EQ(tokenizer->decode(ids), text);
+      EXPECT_EQ(joined_pieces(*tokenizer, ids), text.empty() ? "" : " " + text);
+    }
+  }
+  EXPECT_NE(error_of([&] { load_tokenizer(kData + "tokenizers/llama3"); }).find("tiktoken ranks are not supported yet"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] { load_tokenizer(kData + "tokenizers/gpt2"); }).find("not supported yet"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace moh::io

@@ -1,0 +1,246 @@
+// moh::head_attention against LibTorch's own attention, gradcheck-like differences in float64, and its facts.
+#include "moh/ops/head_attention.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+
+#include "moh/kernels/head_attention.h"
+
+namespace {
+
+using at::Tensor;
+using moh::ops::head_attention;
+using moh::ops::head_attention_composite;
+
+struct Shape {
+  std::int64_t batch, tokens, keys, heads, kv_heads, dim;
+};
+
+Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kDouble) { return at::randn(shape, type); }
+
+struct Inputs {
+  Tensor query, key, value, gates, bias;
+};
+
+Inputs make_inputs(const Shape& s, at::ScalarType type, double active = 0.6) {
+  Inputs in;
+  in.query = random({s.batch, s.tokens, s.heads, s.dim}, type);
+  in.key = random({s.batch, s.keys, s.kv_heads, s.dim}, type);
+  in.value = random({s.batch, s.keys, s.kv_heads, s.dim}, type);
+  const auto gate_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  in.gates = at::randn({s.batch, s.tokens, s.heads}, gate_type) *
+             at::rand({s.batch, s.tokens, s.heads}, gate_type).lt(active).to(gate_type);
+  in.bias = random({s.heads, s.tokens, s.keys}, type);
+  return in;
+}
+
+// The formula once more, by LibTorch's scaled_dot_product_attention in float64.
+Tensor oracle(const Inputs& in, bool with_bias, bool causal, std::optional<double> scale) {
+  const std::int64_t groups = in.query.size(2) / in.key.size(2), tokens = in.query.size(1), keys = in.key.size(1);
+  const auto wide = [&](const Tensor& kv) { return kv.to(at::kDouble).repeat_interleave(groups, 2).transpose(1, 2); };
+  Tensor mask = at::zeros({in.query.size(0), in.query.size(2), tokens, keys}, at::kDouble);
+  if (with_bias) mask = mask + in.bias.to(at::kDouble);
+  if (causal) {
+    mask = mask.masked_fill(at::ones({tokens, keys}, at::kBool).tril(keys - tokens).logical_not(),
+                            -std::numeric_limits<double>::infinity());
+  }
+  Tensor out = at::scaled_dot_product_attention(in.query.to(at::kDouble).transpose(1, 2), wide(in.key), wide(in.value),
+                                                mask, 0.0, false, scale)
+                   .transpose(1, 2);
+  const Tensor sees_none = mask.eq(-std::numeric_limits<double>::infinity()).all(-1).transpose(1, 2).unsqueeze(-1);
+  return (out * in.gates.to(at::kDouble).unsqueeze(-1)).masked_fill(sees_none, 0);
+}
+
+const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},    {2, 5, 5, 4, 2, 8},   {1, 33, 33, 6, 3, 24}, {2, 7, 19, 8, 1, 16},
+                         {1, 19, 7, 4, 4, 64},  {1, 70, 70, 2, 2, 96}, {1, 130, 130, 3, 1, 72}};
+
+class OnBackend : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    for (const auto& backend : moh::kernels::head_attention_backends()) {
+      if (backend.name == GetParam() && !backend.unavailable_reason().empty()) GTEST_SKIP() << backend.unavailable_reason();
+    }
+    moh::kernels::force_backend(GetParam());
+    at::manual_seed(1);
+  }
+  void TearDown() override { moh::kernels::force_backend(""); }
+};
+
+TEST_P(OnBackend, ForwardMatchesSdpaInFloat64) {
+  const struct {
+    at::ScalarType type;
+    double tolerance;
+  } types[] = {{at::kFloat, 2e-5}, {at::kBFloat16, 3e-2}, {at::kHalf, 4e-3}};
+  for (const auto& [type, tolerance] : types) {
+    for (const Shape& shape : kShapes) {
+      for (const bool causal : {false, true}) {
+        for (const bool with_bias : {false, true}) {
+          const Inputs in = make_inputs(shape, type);
+          const auto bias = with_bias ? std::optional<Tensor>(in.bias) : std::nullopt;
+          const Tensor out = head_attention(in.query, in.key, in.value, in.gates, bias, causal, 0.3);
+          const Tensor expected = oracle(in, with_bias, causal, 0.3);
+          ASSERT_EQ(out.scalar_type(), type);
+          const double error = (out.to(at::kDouble) - expected).abs().max().item<double>();
+          EXPECT_LE(error, tolerance * std::max(1.0, expected.abs().max().item<double>()))
+              << at::toString(type) << " T=" << shape.tokens << " S=" << shape.keys << " D=" << shape.dim
+              << " causal=" << causal << " bias=" << with_bias;
+          EXPECT_TRUE(out.masked_select(in.gates.eq(0).unsqueeze(-1).expand_as(out)).eq(0).all().item<bool>());
+        }
+      }
+    }
+  }
+}
+
+TEST_P(OnBackend, GradientsMatchAutogradOfTheCompositeInFloat64) {
+  for (const Shape& shape : kShapes) {
+    for (const bool causal : {false, true}) {
+      Inputs in = make_inputs(shape, at::kFloat);
+      const Tensor weights = random({shape.batch, shape.tokens, shape.heads, shape.dim}, at::kFloat);
+      std::vector<Tensor*> leaves = {&in.query, &in.key, &in.value, &in.gates, &in.bias};
+      std::vector<Tensor> wide;
+      for (Tensor* leaf : leaves) {
+        leaf->set_requires_grad(true);
+        wide.push_back(leaf->detach().to(at::kDouble).set_requires_grad(true));
+      }
+      (head_attention(in.query, in.key, in.value, in.gates, in.bias, causal) * weights).sum().backward();
+      (head_attention_composite(wide[0], wide[1], wide[2], wide[3], wide[4], causal) * weights).sum().backward();
+      const char* names[] = {"query", "key", "value", "gates", "bias"};
+      for (std::size_t i = 0; i < leaves.size(); ++i) {
+        Tensor expected = wide[i].grad();
+        if (i == 3) expected = expected.masked_fill(in.gates.eq(0), 0);  // documented: zero where skipped
+        const double error = (leaves[i]->grad().to(at::kDouble) - expected).abs().max().item<double>();
+        EXPECT_LE(error, 5e-5 * std::max(1.0, expected.abs().max().item<double>()))
+            << names[i] << " T=" << shape.tokens << " S=" << shape.keys << " D=" << shape.dim << " causal=" << causal;
+      }
+    }
+  }
+}
+
+TEST_P(OnBackend, HiddenKeysOfTheBiasAreHidden) {
+  const Shape shape{2, 9, 9, 4, 2, 16};
+  Inputs in = make_inputs(shape, at::kFloat, 1.0);
+  Tensor bias = at::zeros({2, 1, 1, 9});
+  bias.slice(3, 0, 4)[1].fill_(-std::numeric_limits<float>::infinity());  // the second sequence is padded on the left
+  const Tensor out = head_attention(in.query, in.key, in.value, in.gates, bias, true);
+  EXPECT_TRUE(at::isfinite(out).all().item<bool>());
+  EXPECT_TRUE(out[1].narrow(0, 0, 4).eq(0).all().item<bool>());
+  in.bias = bias.expand({2, 4, 9, 9});
+  EXPECT_LE((out.to(at::kDouble) - oracle(in, true, true, std::nullopt)).abs().max().item<double>(), 2e-5);
+}
+
+TEST_P(OnBackend, AnyStrideGivesTheSame) {
+  const Inputs in = make_inputs({2, 17, 17, 6, 2, 24}, at::kFloat);
+  const auto transposed = [](const Tensor& t) { return t.permute({3, 2, 0, 1}).contiguous().permute({2, 3, 1, 0}); };
+  const Tensor expected = head_attention(in.query, in.key, in.value, in.gates, {}, true);
+  const Tensor out = head_attention(transposed(in.query), transposed(in.key), transposed(in.value),
+                                    in.gates.transpose(1, 2).contiguous().transpose(1, 2), {}, true);
+  EXPECT_LE((out - expected).abs().max().item<double>(), 2e-6);
+}
+
+TEST_P(OnBackend, AllHeadsOnEqualsDenseAttention) {
+  const Shape shape{1, 200, 200, 8, 8, 64};
+  Inputs in = make_inputs(shape, at::kFloat);
+  const Tensor ones = at::ones_like(in.gates);
+  const Tensor out = head_attention(in.query, in.key, in.value, ones, {}, true);
+  const Tensor dense = at::scaled_dot_product_attention(in.query.transpose(1, 2), in.key.transpose(1, 2),
+                                                        in.value.transpose(1, 2), {}, 0.0, true)
+                           .transpose(1, 2);
+  // A few ulp of the largest value: both are float32 sums in different orders.
+  EXPECT_LE((out - dense).abs().max().item<double>(), 8 * 1.2e-7 * dense.abs().max().item<double>());
+}
+
+TEST_P(OnBackend, HeadsThatNobodySelectsGetNoGradient) {
+  Inputs in = make_inputs({1, 11, 11, 4, 4, 16}, at::kFloat, 1.0);
+  in.gates.select(2, 2).zero_();
+  for (Tensor* leaf : {&in.query, &in.key, &in.value, &in.gates}) leaf->set_requires_grad(true);
+  head_attention(in.query, in.key, in.value, in.gates, {}, true).square().sum().backward();
+  for (const Tensor& leaf : {in.query, in.key, in.value}) {
+    EXPECT_TRUE(leaf.grad().select(2, 2).eq(0).all().item<bool>());
+    EXPECT_FALSE(leaf.grad().select(2, 1).eq(0).all().item<bool>());
+  }
+  EXPECT_TRUE(in.gates.grad().select(2, 2).eq(0).all().item<bool>());
+}
+
+TEST_P(OnBackend, RepeatsToTheBitWithTwoThreads) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  Inputs in = make_inputs({2, 150, 150, 4, 2, 32}, at::kFloat);
+  std::vector<Tensor> first;
+  for (int run = 0; run < 3; ++run) {
+    std::vector<Tensor> results;
+    for (Tensor* leaf : {&in.query, &in.key, &in.value, &in.gates}) {
+      leaf->set_requires_grad(true);
+      leaf->mutable_grad() = Tensor();
+    }
+    const Tensor out = head_attention(in.query, in.key, in.value, in.gates, {}, true);
+    out.square().sum().backward();
+    results = {out.detach(), in.query.grad(), in.key.grad(), in.value.grad(), in.gates.grad()};
+    if (run == 0) first = results;
+    for (std::size_t i = 0; i < results.size(); ++i) EXPECT_TRUE(at::equal(results[i], first[i])) << i;
+  }
+  at::set_num_threads(threads);
+}
+
+std::vector<std::string> backend_names() {
+  std::vector<std::string> names = {"composite"};
+  for (const auto& backend : moh::kernels::head_attention_backends()) names.emplace_back(backend.name);
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(Backends, OnBackend, testing::ValuesIn(backend_names()),
+                         [](const auto& info) { return info.param; });
+
+TEST(HeadAttention, CompositeGradientsMatchFiniteDifferencesInFloat64) {
+  at::manual_seed(3);
+  Inputs in = make_inputs({1, 4, 6, 4, 2, 3}, at::kDouble);
+  const Tensor weights = random({1, 4, 4, 3});
+  for (Tensor* leaf : {&in.query, &in.key, &in.value, &in.gates, &in.bias}) leaf->set_requires_grad(true);
+  const auto loss = [&] {
+    return (head_attention(in.query, in.key, in.value, in.gates, in.bias, true) * weights).sum();
+  };
+  loss().backward();
+  const c10::NoGradGuard no_grad;
+  constexpr double kStep = 1e-6;
+  for (Tensor* leaf : {&in.query, &in.key, &in.value, &in.gates, &in.bias}) {
+    double* values = leaf->mutable_data_ptr<double>();
+    const Tensor grad = leaf->grad().contiguous();
+    for (std::int64_t i = 0; i < leaf->numel(); ++i) {
+      const double old = values[i];
+      if (leaf == &in.gates && old == 0) continue;  // a skipped head's gate: documented zero
+      values[i] = old + kStep;
+      const double above = loss().item<double>();
+      values[i] = old - kStep;
+      const double below = loss().item<double>();
+      values[i] = old;
+      EXPECT_NEAR(grad.const_data_ptr<double>()[i], (above - below) / (2 * kStep), 1e-6);
+    }
+  }
+}
+
+TEST(HeadAttention, SaysWhatIsWrong) {
+  const Inputs in = make_inputs({1, 4, 4, 4, 2, 8}, at::kFloat);
+  const auto message = [&](const Tensor& query, const Tensor& gates) -> std::string {
+    try {
+      head_attention(query, in.key, in.value, gates);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_NE(message(in.query.flatten(2), in.gates).find("query must be [B, T, H, D]"), std::string::npos);
+  EXPECT_NE(message(in.query.narrow(2, 0, 3), in.gates).find("multiple"), std::string::npos);
+  EXPECT_NE(message(in.query, in.gates.narrow(1, 0, 2)).find("gates must be"), std::string::npos);
+  EXPECT_NE(message(in.query.to(at::kHalf), in.gates).find("one floating dtype"), std::string::npos);
+}
+
+TEST(HeadAttention, ForcedBackendThatCannotRunIsAnError) {
+  EXPECT_THROW(moh::kernels::force_backend("sse9"), std::exception);
+  moh::kernels::force_backend("portable");
+  const Inputs in = make_inputs({1, 4, 4, 4, 2, 8}, at::kDouble);
+  EXPECT_THROW(head_attention(in.query, in.key, in.value, in.gates), std::exception);  // fp64
+  moh::kernels::force_backend("");
+  EXPECT_NO_THROW(head_attention(in.query, in.key, in.value, in.gates));
+}
+
+}  // namespace

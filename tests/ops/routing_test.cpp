@@ -1,0 +1,173 @@
+// Routers against the float64 references that know no torch, and the facts of the paper.
+#include "moh/ops/routing.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace {
+
+using at::Tensor;
+using namespace moh::ops;
+
+// Two-stage gates of one token, straight from the formulas (spec, section 1).
+std::vector<double> two_stage(const Tensor& x, const Tensor& wg, const Tensor& wg_1, const Tensor& wg_0, int shared,
+                              int routed, int top_k, bool authors) {
+  const auto softmax_of = [&](const Tensor& weight) {
+    const Tensor scores = at::mv(weight, x);
+    std::vector<double> p(scores.numel());
+    double sum = 0;
+    for (std::size_t i = 0; i < p.size(); ++i) sum += p[i] = std::exp(scores[i].item<double>());
+    for (double& value : p) value /= sum;
+    return p;
+  };
+  std::vector<double> gates(shared + routed, 0.0);
+  const auto ps = shared > 1 ? softmax_of(wg_1) : std::vector<double>(shared, 1.0);
+  for (int i = 0; i < shared; ++i) gates[i] = authors && shared > 1 ? shared * ps[i] : ps[i];
+  if (top_k == 0) return gates;
+  const auto pr = softmax_of(wg);
+  std::vector<int> order(routed);
+  for (int i = 0; i < routed; ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pr[a] > pr[b]; });
+  double chosen = 0;
+  for (int i = 0; i < top_k; ++i) chosen += pr[order[i]];
+  for (int i = 0; i < top_k; ++i) {
+    gates[shared + order[i]] = authors ? top_k * pr[order[i]] / chosen : pr[order[i]];
+  }
+  if (shared == 0) return gates;
+  const auto kind = softmax_of(wg_0);
+  for (int i = 0; i < shared + routed; ++i) gates[i] *= kind[i < shared ? 0 : 1] * (authors ? 2 : 1);
+  return gates;
+}
+
+TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
+  at::manual_seed(5);
+  const struct {
+    int heads, shared, top_k;
+  } cases[] = {{8, 3, 2}, {8, 1, 2}, {8, 0, 3}, {8, 8, 0}, {8, 4, 4}, {6, 2, 1}, {1, 0, 1}};
+  for (const auto& c : cases) {
+    for (const bool authors : {false, true}) {
+      const int routed = c.heads - c.shared, width = 12;
+      const auto options = at::TensorOptions(at::kDouble);
+      const Tensor x = at::randn({2, 5, width}, options), wg = at::randn({routed, width}, options),
+                   wg_1 = at::randn({c.shared, width}, options), wg_0 = at::randn({2, width}, options);
+      const auto routing =
+          route_two_stage(x, wg, wg_1, wg_0, c.heads, c.shared, c.top_k, authors ? "authors" : "paper");
+      ASSERT_EQ(routing.gates.sizes(), (at::IntArrayRef{2, 5, c.heads}));
+      for (int b = 0; b < 2; ++b) {
+        for (int t = 0; t < 5; ++t) {
+          const auto expected = two_stage(x[b][t], wg, wg_1, wg_0, c.shared, routed, c.top_k, authors);
+          for (int head = 0; head < c.heads; ++head) {
+            EXPECT_NEAR(routing.gates[b][t][head].item<double>(), expected[head], 1e-12)
+                << c.heads << " " << c.shared << " " << c.top_k << " authors=" << authors << " head " << head;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(RouteTwoStage, UniformScoresGiveGatesOfOneInTheAuthorsForm) {
+  const Tensor zero = at::zeros({8, 4}), x = at::randn({1, 3, 4});
+  const auto routing = route_two_stage(x, zero.narrow(0, 0, 5), zero.narrow(0, 0, 3), zero.narrow(0, 0, 2), 8, 3, 2, "authors");
+  EXPECT_TRUE(at::allclose(routing.gates.sum(-1), at::full({1, 3}, 5.0)));
+  EXPECT_TRUE(at::equal(routing.indices, at::tensor({0, 1}, at::kLong).expand({1, 3, 2})));  // ties: lower index
+}
+
+TEST(RouteTwoStage, OneRoutedHeadGetsNoTaskGradientInTheAuthorsForm) {
+  const Tensor x = at::randn({2, 6, 4});
+  const auto weight = [](int rows) { return at::randn({rows, 4}).set_requires_grad(true); };
+  const Tensor wg = weight(5), wg_1 = weight(3), wg_0 = weight(2);
+  const auto routing = route_two_stage(x, wg, wg_1, wg_0, 8, 3, 1, "authors");
+  (routing.gates * at::randn({2, 6, 8})).sum().backward();
+  EXPECT_LE(wg.grad().abs().max().item<double>(), 1e-6);
+  EXPECT_GT(wg_0.grad().abs().max().item<double>(), 1e-3);
+}
+
+TEST(RouteTwoStage, SaysWhatIsWrong) {
+  const Tensor x = at::randn({1, 2, 4});
+  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 3, 2, "paper"), std::exception);            // wg missing
+  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 6, "paper"), std::exception);  // top_k > E
+  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 2, "official"), std::exception);
+  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 0, 0, "paper"), std::exception);  // nothing active
+}
+
+TEST(RouteQueryNorm, MatchesTheFormula) {
+  at::manual_seed(6);
+  const Tensor query = at::randn({2, 3, 8, 5}, at::kDouble);
+  const auto routing = route_query_norm(query, 3, 2);
+  for (int b = 0; b < 2; ++b) {
+    for (int t = 0; t < 3; ++t) {
+      double norms[5], mean = 0, variance = 0, sum = 0;
+      for (int i = 0; i < 5; ++i) mean += (norms[i] = query[b][t][3 + i].norm().item<double>()) / 5;
+      for (const double norm : norms) variance += (norm - mean) * (norm - mean) / 4;
+      for (const double norm : norms) sum += std::exp(norm / std::sqrt(variance));
+      for (int i = 0; i < 5; ++i) {
+        EXPECT_NEAR(routing.probabilities[b][t][i].item<double>(), std::exp(norms[i] / std::sqrt(variance)) / sum, 1e-12);
+        const int better = static_cast<int>(std::count_if(norms, norms + 5, [&](double n) { return n > norms[i]; }));
+        EXPECT_EQ(routing.gates[b][t][3 + i].item<double>(), better < 2 ? 1.0 : 0.0);
+      }
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(routing.gates[b][t][i].item<double>(), 1.0);
+    }
+  }
+}
+
+TEST(RouteQueryNorm, EqualNormsAreUniformAndFinite) {
+  for (const int heads : {2, 5}) {
+    Tensor query = at::zeros({1, 2, heads, 4}).set_requires_grad(true);
+    const auto routing = route_query_norm(query, 1, 1);
+    EXPECT_TRUE(at::allclose(routing.probabilities, at::full({1, 2, heads - 1}, 1.0 / (heads - 1))));
+    EXPECT_TRUE(routing.indices.eq(0).all().item<bool>());
+    if (heads == 2) continue;  // one routed head has no score that could change
+    routing.gates.sum().backward();
+    EXPECT_TRUE(at::isfinite(query.grad()).all().item<bool>());
+  }
+}
+
+TEST(RouteQueryNorm, ScoresInFp32WhateverTheInput) {
+  const Tensor query = at::randn({1, 64, 8, 16}).to(at::kBFloat16);
+  const auto half = route_query_norm(query, 4, 2), full = route_query_norm(query.to(at::kFloat), 4, 2);
+  EXPECT_EQ(half.probabilities.scalar_type(), at::kFloat);
+  EXPECT_TRUE(at::equal(half.indices, full.indices));
+}
+
+TEST(RouteQueryNorm, GradientGoesStraightThrough) {
+  const Tensor query = at::randn({1, 4, 6, 8}, at::kDouble).set_requires_grad(true);
+  const Tensor weights = at::randn({1, 4, 6}, at::kDouble);
+  const auto routing = route_query_norm(query, 2, 2);
+  (routing.gates * weights).sum().backward();
+  const Tensor straight = query.grad().clone();
+  query.mutable_grad() = Tensor();
+  (route_query_norm(query, 2, 2).probabilities * weights.narrow(2, 2, 4)).sum().backward();
+  EXPECT_TRUE(at::allclose(straight, query.grad()));
+}
+
+TEST(SelectTopK, TiesGoToTheLowerIndexAndNanIsLowest) {
+  const float nan = std::nanf("");
+  const Tensor scores = at::tensor({1.F, 3.F, 3.F, 0.F, nan, 2.F, 2.F, nan}).reshape({2, 4});
+  for (const auto type : {at::kFloat, at::kDouble}) {
+    const Tensor indices = select_top_k(scores.to(type), 3);
+    EXPECT_TRUE(at::equal(indices[1], at::tensor({1, 2, 0}, at::kLong))) << indices;
+    EXPECT_TRUE(at::equal(indices[0], at::tensor({1, 2, 0}, at::kLong)));
+  }
+  EXPECT_THROW(select_top_k(scores, 5), std::exception);
+}
+
+TEST(LoadBalanceLoss, MatchesTheFormulaInBothScales) {
+  const Tensor probabilities = at::softmax(at::randn({2, 7, 5}, at::kDouble), -1);
+  const Tensor indices = select_top_k(probabilities, 2);
+  double expected = 0;
+  for (int i = 0; i < 5; ++i) {
+    expected += probabilities.select(-1, i).mean().item<double>() *
+                static_cast<double>(indices.eq(i).sum().item<std::int64_t>()) / 14;
+  }
+  EXPECT_NEAR(load_balance_loss(probabilities, indices, "paper").item<double>(), expected, 1e-12);
+  EXPECT_NEAR(load_balance_loss(probabilities, indices, "authors").item<double>(), 5 * expected, 1e-12);
+  // Evenly spread: K / E in the paper's scale.
+  const Tensor even = at::full({5, 5}, 0.2, at::kDouble);
+  EXPECT_NEAR(load_balance_loss(even, at::arange(5).unsqueeze(-1), "paper").item<double>(), 0.2, 1e-12);
+}
+
+}  // namespace

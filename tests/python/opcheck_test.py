@@ -1,0 +1,71 @@
+"""Every operator passes torch.library.opcheck, and behaves from Python as its docstring says."""
+
+import pathlib
+import sys
+
+import torch
+
+BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2] / "build")
+torch.ops.load_library(str(BUILD / "libmoh.so"))
+moh = torch.ops.moh
+
+
+def leaf(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def gates_of(batch, tokens, heads):
+    return ((torch.rand(batch, tokens, heads) < 0.6) * torch.rand(batch, tokens, heads)).requires_grad_()
+
+
+def cases():
+    """(operator, args, kwargs) for every operator of the library."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        qkv = leaf(2, 5, 4, 8, dtype=dtype), leaf(2, 7, 2, 8, dtype=dtype), leaf(2, 7, 2, 8, dtype=dtype)
+        gates = gates_of(2, 5, 4)
+        yield moh.head_attention, (*qkv, gates), {}
+        yield moh.head_attention, (*qkv, gates), {"causal": True, "scale": 0.2, "bias": leaf(4, 5, 7, dtype=dtype)}
+        yield moh.head_attention_forward, (*qkv, gates, None, True, None), {}
+    query, key, value = (torch.randn(1, 6, 2, 8) for _ in range(3))
+    gates = gates_of(1, 6, 2).detach()
+    out, lse = moh.head_attention_forward(query, key, value, gates, None, False, None)
+    for bias in (None, torch.randn(2, 6, 6)):
+        yield (moh.head_attention_backward,
+               (torch.randn_like(out), query, key, value, gates, bias, out, lse, False, None, bias is not None), {})
+    yield moh.select_top_k, (torch.randn(3, 5), 2), {}
+    x, wg, wg_1, wg_0 = leaf(2, 3, 6), leaf(5, 6), leaf(3, 6), leaf(2, 6)
+    for form in ("paper", "authors"):
+        yield moh.route_two_stage, (x, wg, wg_1, wg_0), dict(num_heads=8, shared_heads=3, top_k=2, form=form)
+        yield moh.load_balance_loss, (torch.rand(4, 5).requires_grad_(), torch.randint(5, (4, 2))), {"form": form}
+    yield moh.route_query_norm, (leaf(2, 3, 8, 4),), dict(shared_heads=4, top_k=2)
+    weights = leaf(3 * 32, 6), None, leaf(6, 32), leaf(6)
+    yield moh.moh_attention, (x, *weights, wg, wg_1, wg_0), dict(num_heads=8, shared_heads=3, top_k=2)
+
+
+def main():
+    torch.manual_seed(0)
+    checked = set()
+    for operator, args, kwargs in cases():
+        torch.library.opcheck(operator.default, args, kwargs)
+        checked.add(operator.default.name())
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("moh::")}
+    assert registered == checked, f"operators without a check: {registered - checked}"
+
+    # Gradients by torch's own finite differences; a skipped head's gate is documented to have none.
+    query, key, value = leaf(1, 3, 4, 2, dtype=torch.float64), *(leaf(1, 5, 2, 2, dtype=torch.float64) for _ in range(2))
+    gates = torch.rand(1, 3, 4, dtype=torch.float64) + 0.5
+    gates.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *a: moh.head_attention(*a, causal=True), (query, key, value, gates))
+
+    skipped = torch.zeros(1, 3, 4)
+    assert not moh.head_attention(query.float(), key.float(), value.float(), skipped).any()
+    try:
+        moh.head_attention(query, key, value, gates[:, :2])
+        raise SystemExit("a wrong shape must be an error")
+    except RuntimeError as error:
+        assert "gates must be [B, T, H]" in str(error), error
+    print(f"opcheck: {len(checked)} operators passed: {', '.join(sorted(checked))}")
+
+
+if __name__ == "__main__":
+    main()

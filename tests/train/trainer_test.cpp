@@ -1,0 +1,191 @@
+// Training: same seed, same loss to the bit; stop and resume equals no stop; accumulation; the schedule; distillation.
+#include "moh/train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "moh/base/error.h"
+#include "moh/io/npy.h"
+#include "moh/train/language_task.h"
+#include "moh/train/schedule.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using moh::Json;
+using namespace moh::train;
+
+class TrainerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("moh_trainer_" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+    // A stream with structure: each id follows from the one before, with noise.
+    std::vector<std::uint16_t> ids(4000);
+    std::uint32_t state = 1, id = 0;
+    for (auto& out : ids) {
+      state = state * 1664525 + 1013904223;
+      id = (state >> 28) == 0 ? (state >> 8) % 60 : (id * 7 + 3) % 60;
+      out = static_cast<std::uint16_t>(id);
+    }
+    data_ = folder_ / "ids.npy";
+    moh::io::write_npy(data_, "u2", {static_cast<std::int64_t>(ids.size())}, std::as_bytes(std::span(ids)));
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  static moh::models::LlamaConfig tiny(const std::string& router) {
+    moh::models::LlamaConfig config = moh::models::llama_preset("llm-tiny");
+    config.vocab_size = 64;
+    config.hidden_size = 32;
+    config.intermediate_size = 64;
+    config.num_hidden_layers = 2;
+    config.num_attention_heads = config.num_key_value_heads = 4;
+    config.head_dim = 8;
+    config.moh = moh::models::make_moh_config(2, 4, 0.75, std::nullopt, std::nullopt, router);
+    return config;
+  }
+
+  TrainConfig config(std::int64_t steps) const {
+    TrainConfig config;
+    config.steps = steps;
+    config.batch = 4;
+    config.sequence = 24;
+    config.warmup = 2;
+    config.lr = 3e-3;
+    config.log_every = 1;
+    config.validate_every = 0;
+    config.checkpoint_every = 5;
+    config.seed = 11;
+    return config;
+  }
+
+  // Trains and gives the logged losses; stops after `stop_at` steps if that is not zero.
+  std::vector<double> train(TrainConfig train_config, const std::string& name, const std::string& router = "norm",
+                            std::int64_t stop_at = 0, bool resume = false, bool distill = false) {
+    const std::string out = folder_ / name;
+    const std::string checkpoint = resume ? newest_checkpoint(out) : "";
+    auto model = resume ? moh::models::Llama::load(checkpoint)
+                        : moh::models::Llama::initialize(tiny(router), train_config.seed);
+    LanguageTaskOptions options;
+    options.sequence = train_config.sequence;
+    options.seed = train_config.seed;
+    options.autocast = autocast_type(train_config.dtype);
+    std::optional<moh::models::Llama> teacher;
+    if (distill) teacher = moh::models::Llama::initialize(tiny(router), 99);
+    auto stream = moh::data::TokenStream::open(data_, nullptr, 64);
+    LanguageTask task(std::move(model), stream, stream, std::move(teacher), options);
+    std::atomic<bool> stop{false};
+    Trainer trainer(train_config, task, out,
+                    {.on_log = {}, .on_step = [&](std::int64_t step, std::int64_t, double) { stop = step == stop_at; }});
+    if (resume) trainer.resume(checkpoint);
+    EXPECT_EQ(trainer.run(stop), stop_at == 0);
+    std::vector<double> losses;
+    std::ifstream log(out + "/log.jsonl");
+    for (std::string line; std::getline(log, line);) {
+      const Json entry = Json::parse(line);
+      if (entry.contains("loss")) losses.push_back(entry["loss"].get<double>());
+    }
+    return losses;
+  }
+
+  fs::path folder_;
+  std::string data_;
+};
+
+TEST_F(TrainerTest, SameSeedSameLossToTheBitAndItFalls) {
+  for (const std::string router : {"norm", "two-stage"}) {
+    at::set_num_threads(2);
+    const auto first = train(config(40), router + "_a", router), second = train(config(40), router + "_b", router);
+    ASSERT_EQ(first.size(), 40U);
+    EXPECT_EQ(first, second);
+    EXPECT_LT(first.back(), first.front() - 1.0) << "the structure of the stream must be learned";
+    auto other = config(3);
+    other.seed = 12;
+    EXPECT_NE(train(other, router + "_c", router)[0], first[0]);
+  }
+}
+
+TEST_F(TrainerTest, StopAndResumeEqualsNoStop) {
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    auto settings = config(12);
+    settings.dtype = dtype;
+    const auto whole = train(settings, dtype + "_whole");
+    train(settings, dtype + "_parts", "norm", /*stop_at=*/7);
+    EXPECT_TRUE(fs::exists(folder_ / (dtype + "_parts") / "checkpoints" / "step-7"));
+    const auto parts = train(settings, dtype + "_parts", "norm", 0, /*resume=*/true);
+    EXPECT_EQ(whole, parts);
+    const auto a = moh::io::load_tensors(folder_ / (dtype + "_whole"));
+    const auto b = moh::io::load_tensors(folder_ / (dtype + "_parts"));
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i].second, b[i].second)) << a[i].first;
+  }
+}
+
+TEST_F(TrainerTest, KeepsTheLastCheckpointsAlone) {
+  auto settings = config(12);
+  settings.checkpoint_every = 2;
+  settings.keep = 3;
+  train(settings, "keep");
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder_ / "keep" / "checkpoints")) names.insert(entry.path().filename());
+  EXPECT_EQ(names, (std::set<std::string>{"step-8", "step-10", "step-12"}));
+}
+
+TEST_F(TrainerTest, AccumulatedPartsEqualTheWholeBatch) {
+  auto settings = config(3);
+  const auto whole = train(settings, "whole");
+  settings.accumulate = 4;
+  const auto parts = train(settings, "parts");
+  // The load-balance loss is taken over the tokens of a part, so later losses differ a little.
+  for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(parts[i], whole[i], 2e-3);
+}
+
+TEST_F(TrainerTest, DistillationFallsTowardsTheTeacher) {
+  train(config(30), "distill", "norm", 0, false, /*distill=*/true);
+  std::ifstream log(folder_ / "distill" / "log.jsonl");
+  std::vector<double> divergence;
+  for (std::string line; std::getline(log, line);) {
+    const Json entry = Json::parse(line);
+    if (entry.contains("distill_loss")) divergence.push_back(entry["distill_loss"].get<double>());
+  }
+  ASSERT_EQ(divergence.size(), 30U);
+  EXPECT_GT(divergence.front(), 0);
+  EXPECT_LT(divergence.back(), divergence.front());
+}
+
+TEST_F(TrainerTest, LossThatIsNotFiniteIsOneErrorAndTheCheckpointStays) {
+  auto settings = config(20);
+  settings.lr = 1e30;
+  settings.warmup = 6;
+  settings.clip = 0;
+  try {
+    train(settings, "diverge");
+    FAIL() << "must not train with such a learning rate";
+  } catch (const moh::Error& error) {
+    EXPECT_NE(std::string(error.what()).find("not finite"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Schedule, WarmsUpAndFallsToTheFinalShare) {
+  const Schedule schedule{.peak = 1e-3, .final_share = 0.1, .warmup = 10, .steps = 110};
+  EXPECT_DOUBLE_EQ(schedule(0), 1e-7);
+  EXPECT_DOUBLE_EQ(schedule(10), 1e-3);
+  EXPECT_NEAR(schedule(109), 1e-4, 1e-12);
+  EXPECT_NEAR(schedule(59) + schedule(60), 2 * 0.55e-3, 1e-5);  // half-way
+}
+
+TEST(TrainConfig, SaysWhatIsWrong) {
+  TrainConfig config;
+  config.batch = 3;
+  config.accumulate = 2;
+  EXPECT_THROW(check_train_config(config), moh::Error);
+  EXPECT_THROW(autocast_type("int8"), moh::Error);
+}
+
+}  // namespace
