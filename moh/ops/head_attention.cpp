@@ -190,12 +190,18 @@ optional<Tensor> as_kernel_bias(const optional<Tensor>& bias, const Tensor& quer
   return expand_bias(bias->detach().to(query.scalar_type()), query, key);
 }
 
+// Nothing falls back in silence; fp64 is meant to take this way.
+void tell_composite(const Tensor& query, const std::string& reason) {
+  if (query.scalar_type() == at::kDouble) return;
+  TORCH_WARN_ONCE("moh::head_attention runs its composite form: ", reason);
+}
+
 std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                                   const Tensor& gates, const optional<Tensor>& bias, bool causal,
                                                   optional<double> scale_option) {
   check_inputs(query, key, value, gates, bias);
   const double scale = scale_or_default(scale_option, query);
-  if (query.scalar_type() != at::kDouble && query.is_cpu()) {
+  if (query.is_cpu()) {
     const Tensor kernel_gates = as_kernel_gates(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
@@ -208,6 +214,7 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
       backend->forward(params);
       return {out, lse};
     }
+    tell_composite(query, reason);
   }
   return composite_forward(query, key, value, gates, bias, causal, scale);
 }
@@ -220,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
   check_inputs(query, key, value, gates, bias);
   const double scale = scale_or_default(scale_option, query);
   const auto empty_bias_gradient = [&] { return at::empty({0}, lse.options()); };
-  if (query.scalar_type() != at::kDouble && query.is_cpu()) {
+  if (query.is_cpu()) {
     const Tensor kernel_gates = as_kernel_gates(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);

@@ -232,6 +232,56 @@ TEST(SentencePiece, SurvivesRandomDamage) {
   damage_and_load(read_file(folder.file("tokenizer.model")), 300);
 }
 
+std::string proto_field(int field, const std::string& bytes) {
+  std::string out(1, static_cast<char>(field << 3 | 2));
+  for (std::size_t size = bytes.size();; size >>= 7) {
+    out += static_cast<char>((size & 0x7f) | (size >= 0x80 ? 0x80 : 0));
+    if (size < 0x80) return out + bytes;
+  }
+}
+
+std::string words_of(const std::vector<std::uint32_t>& values) {
+  std::string bytes;
+  for (const std::uint32_t value : values)
+    for (int i = 0; i < 4; ++i) bytes += static_cast<char>(value >> (8 * i));
+  return bytes;
+}
+
+// SentencePiece follows a model's normalisation rules, a trie of offsets, without checking them.
+TEST(SentencePiece, NormalisationRulesAreChecked) {
+  const TempFolder folder;
+  write_file(folder.file("text.txt"), sample_text());
+  train_tokenizer(folder.file("text.txt"), folder.path(), 300);
+  const std::string model = read_file(folder.file("tokenizer.model"));
+  const auto error_with = [&](const std::vector<std::uint32_t>& trie, const std::string& texts) {
+    const std::string rules = words_of({static_cast<std::uint32_t>(4 * trie.size())}) + words_of(trie) + texts;
+    write_file(folder.file("tokenizer.model"), model + proto_field(3, proto_field(2, rules)));
+    return error_of([&] { load_tokenizer(folder.path())->encode("a b c"); });
+  };
+  // One rule, "a" to "h": the root's children are at 1 ^ byte; that of 'a' has its leaf at 0x60 ^ 2, pointing to text
+  // 0.
+  std::vector<std::uint32_t> trie(256);
+  trie[0] = 1 << 10;
+  trie[0x60] = 2 << 10 | 1 << 8 | 'a';
+  trie[0x62] = 0x80000000;
+  const std::string texts("h\0", 2);
+  ASSERT_EQ(error_with(trie, texts), "");
+  EXPECT_EQ(load_tokenizer(folder.path())->encode("atteation"), load_tokenizer(folder.path())->encode("httehtion"));
+
+  const std::string damaged =
+      "[tokenizer] " + folder.file("tokenizer.model") + ": not a SentencePiece model, or damaged";
+  const auto changed = [&](std::size_t at, std::uint32_t unit) {
+    auto copy = trie;
+    copy[at] = unit;
+    return copy;
+  };
+  EXPECT_EQ(error_with(changed(0, 0x1fffffu << 10 | 0x200), texts), damaged) << "the root's children are far away";
+  EXPECT_EQ(error_with(changed(0x60, 0x100u << 10 | 1 << 8 | 'a'), texts), damaged) << "the leaf is outside";
+  EXPECT_EQ(error_with(changed(0x62, 0x80000002), texts), damaged) << "the text is outside";
+  EXPECT_EQ(error_with(trie, "h"), damaged) << "the text does not end";
+  EXPECT_EQ(error_with({}, texts), damaged);
+}
+
 TEST(SentencePiece, NotAModel) {
   const TempFolder folder;
   testing::internal::CaptureStderr();

@@ -1,0 +1,20 @@
+// Entry points of the CPU kernels, one pair per instruction set (cmake/MohKernels.cmake builds the sources once for each).
+#pragma once
+
+#include "moh/kernels/head_attention.h"
+
+#define MOH_DECLARE_ISA(isa)                                  \
+  namespace moh::kernels::isa {                               \
+  void head_attention_forward(const HeadAttentionParams& p);  \
+  void head_attention_backward(const HeadAttentionParams& p); \
+  }
+
+MOH_DECLARE_ISA(portable)
+#ifdef MOH_HAVE_AVX2
+MOH_DECLARE_ISA(avx2)
+#endif
+#ifdef MOH_HAVE_AVX512
+MOH_DECLARE_ISA(avx512)
+#endif
+
+#undef MOH_DECLARE_ISA

@@ -1,0 +1,119 @@
+// The table of backends and the choice between them.
+#include "moh/kernels/head_attention.h"
+
+#include <cstdlib>
+#include <mutex>
+
+#include "moh/base/error.h"
+#include "moh/kernels/cpu/backend.h"
+#include "moh/kernels/reference/head_attention.h"
+
+namespace moh::kernels {
+
+[[noreturn]] void fail_for_memory(size_t bytes) { fail("[head_attention] out of memory: cannot allocate ", bytes, " bytes"); }
+
+namespace {
+
+std::string always() { return ""; }
+
+#ifdef MOH_HAVE_AVX512
+std::string avx512_missing() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512dq")
+             ? ""
+             : "this CPU has no AVX-512 (F, BW, VL, DQ)";
+}
+#endif
+#ifdef MOH_HAVE_AVX2
+std::string avx2_missing() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+             ? ""
+             : "this CPU has no AVX2 with FMA and F16C";
+}
+#endif
+
+std::string cpu_unsupported(const HeadAttentionParams& params, bool /*backward*/) {
+  if (!params.on_cpu) return "the tensors are not in CPU memory";
+  if (params.dtype == DType::kFloat64) return "fp64 runs the composite form; the fused kernels compute in fp32";
+  return "";
+}
+
+std::string reference_unsupported(const HeadAttentionParams& params, bool /*backward*/) {
+  if (!params.on_cpu) return "the tensors are not in CPU memory";
+  return params.dtype == DType::kFloat64 ? "gates and statistics of fp64 tensors would be rounded to fp32" : "";
+}
+
+std::string& forced_name() {
+  static std::string name;
+  return name;
+}
+std::mutex forced_mutex;
+
+void check_name(const std::string& name, const char* where) {
+  if (name.empty() || name == "auto" || name == "composite") return;
+  std::string known = "auto, composite";
+  for (const Backend& backend : head_attention_backends()) {
+    if (name == backend.name) return;
+    known += std::string(", ") + backend.name;
+  }
+  fail("[backend] ", where, " names an unknown backend `", name, "`; known: ", known);
+}
+
+// The backend that was asked for by name; "" if none was.
+std::string wanted_name(const std::string& name) {
+  if (!name.empty()) return name;
+  if (std::string forced = forced_backend(); !forced.empty()) return forced;
+  const char* environment = std::getenv("MOH_BACKEND");
+  if (environment == nullptr) return "";
+  check_name(environment, "MOH_BACKEND");
+  return environment;
+}
+
+}  // namespace
+
+const std::vector<Backend>& head_attention_backends() {
+  static const std::vector<Backend> table = {
+#ifdef MOH_HAVE_AVX512
+      {"avx512", true, cpu_unsupported, avx512_missing, avx512::head_attention_forward, avx512::head_attention_backward},
+#endif
+#ifdef MOH_HAVE_AVX2
+      {"avx2", true, cpu_unsupported, avx2_missing, avx2::head_attention_forward, avx2::head_attention_backward},
+#endif
+      {"portable", true, cpu_unsupported, always, portable::head_attention_forward, portable::head_attention_backward},
+      {"reference", false, reference_unsupported, always, reference::head_attention_forward,
+       reference::head_attention_backward},
+  };
+  return table;
+}
+
+void force_backend(const std::string& name) {
+  check_name(name, "--backend");
+  const std::lock_guard lock(forced_mutex);
+  forced_name() = name;
+}
+
+std::string forced_backend() {
+  const std::lock_guard lock(forced_mutex);
+  return forced_name();
+}
+
+const Backend* choose_head_attention_backend(const HeadAttentionParams& params, bool backward, std::string* reason,
+                                             const std::string& name) {
+  const std::string wanted = wanted_name(name);
+  const bool automatic = wanted.empty() || wanted == "auto";
+  std::string first_reason = wanted == "composite" ? "the composite form was asked for" : "";
+  if (wanted != "composite") {
+    for (const Backend& backend : head_attention_backends()) {
+      if (automatic ? !backend.automatic : wanted != backend.name) continue;
+      std::string why = backend.unavailable_reason();
+      if (why.empty()) why = backend.unsupported_reason(params, backward);
+      if (why.empty()) return &backend;
+      MOH_CHECK(automatic, "[head_attention] backend `", wanted, "` cannot run: ", why);
+      if (first_reason.empty()) first_reason = why;
+    }
+  }
+  if (reason != nullptr) *reason = first_reason;
+  return nullptr;
+}
+
+}  // namespace moh::kernels
