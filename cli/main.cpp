@@ -61,7 +61,7 @@ int run(int argc, char** argv) {
   std::vector<Run> runs(all.size());
   for (std::size_t i = 0; i < all.size(); ++i) {
     CLI::App* sub = app.add_subcommand(all[i].name, all[i].summary);
-    sub->option_defaults()->always_capture_default();
+    sub->option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     runs[i] = all[i].setup(*sub, context);
     const std::string group = "common";
     sub->add_flag("--json", context.json, "one JSON object a line on stdout, people's text on stderr")->group(group);

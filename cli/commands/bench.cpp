@@ -12,7 +12,7 @@ namespace {
 
 template <class T>
 void add_list(CLI::App& app, const std::string& flag, std::vector<T>& values, const std::string& help) {
-  app.add_option(flag, values, help)->delimiter(',');
+  app.add_option(flag, values, help)->delimiter(',')->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
 }
 
 int bench_attention(const Context& context, bench::Grid grid) {

@@ -116,7 +116,10 @@ int train(const Context& context, const Options& options, bool from_preset) {
   const auto load_model = [&]() -> models::Llama {
     if (!checkpoint.empty()) return models::Llama::load(checkpoint, at::kFloat);
     if (!from_preset) return models::Llama::load(run.model, at::kFloat);
-    const auto model_config = new_model_config(run, run.tokenizer.empty() ? nullptr : tokenizer.get(), sections);
+    // Text without a tokenizer is bytes, a vocabulary of 256; token ids without one fit the preset's vocabulary.
+    const bool is_ids = run.data.ends_with(".npy") || run.data.ends_with(".bin");
+    const auto model_config =
+        new_model_config(run, run.tokenizer.empty() && is_ids ? nullptr : tokenizer.get(), sections);
     return models::Llama::initialize(model_config, static_cast<std::uint64_t>(config.seed));
   };
   models::Llama model = load_model();

@@ -1,0 +1,21 @@
+// One self-contained HTML page (inline CSS and SVG, no scripts, no network) from a JSON description:
+//
+//   {"title", "subtitle", "facts": [{"name", "value"}], "summary": [sentence], "sections": [{"heading", "text", "items": [
+//     {"type": "lines", "title", "x_label", "y_label", "series": [{"name", "x": [], "y": [], "dashed"}],
+//      "reference_lines": [{"name", "y"}]}
+//     {"type": "table", "columns": [], "rows": [[]], "note"}
+//     {"type": "heatmap", "title", "x_label", "y_label", "x": [], "y": [], "values": [[0..1 or null: shared]]}
+//     {"type": "text", "text"}   {"type": "code", "text"}]}]}
+//
+// Every part may be absent. Errors: an item of an unknown type.
+#pragma once
+
+#include <string>
+
+#include "moh/base/fields.h"
+
+namespace moh {
+
+std::string render_report(const Json& report);
+
+}  // namespace moh

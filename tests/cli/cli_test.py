@@ -1,0 +1,201 @@
+"""The tool as a user drives it: commands, JSON keys, exit status, one line for every error, Ctrl-C and resume."""
+
+import json
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+MOH = sys.argv.pop() if len(sys.argv) > 1 else str(pathlib.Path(__file__).parents[2] / "build" / "moh")
+WORDS = "the cat saw a red ball and ran to the big old tree where it hid all day".split()
+
+
+def run(*arguments):
+    return subprocess.run([MOH, *map(str, arguments)], capture_output=True, text=True)
+
+
+def lines(*arguments):
+    result = run(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+class Cli(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="moh_cli_"))
+        cls.text = cls.folder / "text.txt"
+        cls.text.write_text("\n".join(" ".join(WORDS[i % 7:] + WORDS[: i % 11]) for i in range(400)))
+        cls.small = ("--preset", "moh-llm-tiny", "--model.num_hidden_layers", 2, "--model.hidden_size", 32,
+                     "--model.num_attention_heads", 4, "--model.intermediate_size", 64, "--batch", 4, "--sequence", 32)
+        cls.dense = cls.folder / "dense"
+        cls.log = lines("train", *cls.small, "--preset", "llm-tiny", "--data", cls.text, "--valid", cls.text, "--valid-windows",
+                        4, "--out", cls.dense, "--steps", 200, "--lr", "1e-2", "--warmup", 10)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder)
+
+    def fails(self, status, words, *arguments):
+        result = run(*arguments)
+        self.assertEqual(result.returncode, status, result.stderr)
+        self.assertTrue(result.stderr.startswith("moh: error: "), result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertIn(words, result.stderr)
+
+    def test_train_logs_every_key_and_learns(self):
+        keys = {"step", "tokens", "loss", "load_balance_loss", "lr", "grad_norm", "tokens_per_second", "active_heads"}
+        self.assertLessEqual(keys, set(self.log[-1]))
+        self.assertLess(self.log[-1]["valid_perplexity"], self.log[0]["valid_perplexity"] / 4)
+        for name in ("config.json", "model.safetensors", "log.jsonl", "run.json", "checkpoints/step-200/optimizer.safetensors"):
+            self.assertTrue((self.dense / name).exists(), name)
+        self.assertTrue(list(self.dense.glob("events.out.tfevents.*")))
+
+    def test_convert_tune_eval_generate_inspect(self):
+        dense = lines("eval", self.dense, "--data", self.text, "--sequence", 32)[-1]
+        self.assertEqual(dense["active_heads"], 1)
+        for router in ("norm", "two-stage"):
+            converted, tuned = self.folder / f"c_{router}", self.folder / f"t_{router}"
+            summary = lines("convert", self.dense, converted, "--activated", 0.5, "--router", router)[-1]
+            self.assertEqual(summary["activated"], 0.5)
+            self.assertEqual(summary["layers"], [{"heads": 4, "shared_heads": 1, "top_k": 1}] * 2)
+            before = lines("eval", converted, "--data", self.text, "--sequence", 32)[-1]
+            lines("tune", converted, "--distill", self.dense, "--data", self.text, "--out", tuned, "--steps", 30, "--batch", 4,
+                  "--sequence", 32, "--lr", "3e-3", "--warmup", 3)
+            after = lines("eval", tuned, "--data", self.text, "--sequence", 32)[-1]
+            self.assertAlmostEqual(after["active_heads"], 0.5)
+            self.assertLess(after["perplexity"], before["perplexity"])
+            self.assertAlmostEqual(after["nll"], __import__("math").log(after["perplexity"]), places=6)
+            out = lines("generate", tuned, "--prompt", "the cat", "--max-tokens", 12, "--stop", "zzz")[-1]
+            self.assertEqual(out["tokens"], 12)
+            self.assertEqual(len(out["text"]), 12)  # bytes
+            report = self.folder / "report.html"
+            seen = lines("inspect", tuned, "--data", self.text, "--html", report)[-1]
+            self.assertLessEqual({"parameters", "flops_per_token", "kv_bytes_per_token", "head_load"}, set(seen))
+            for layer in seen["head_load"]:
+                self.assertAlmostEqual(sum(layer), 2)  # 1 shared + 1 routed head for every token
+                self.assertEqual(layer[0], 1)
+            self.assertIn("<svg", report.read_text())
+
+    def test_sampling_is_repeatable(self):
+        options = ("--prompt", "the", "--max-tokens", 20, "--temperature", 0.9, "--top-p", 0.9)
+        first, again, other = (lines("generate", self.dense, *options, "--seed", seed)[-1]["text"] for seed in (1, 1, 2))
+        self.assertEqual(first, again)
+        self.assertNotEqual(first, other)
+        stopped = lines("generate", self.dense, *options, "--seed", 1, "--stop", first[5:7])[-1]["text"]
+        self.assertEqual(stopped, first[: first.index(first[5:7])])
+
+    def test_interrupt_saves_and_resume_goes_on_to_the_same_end(self):
+        options = (*self.small, "--data", self.text, "--lr", "3e-3", "--steps", 60, "--checkpoint-every", 7, "--log-every", 1)
+        whole, parts = self.folder / "whole", self.folder / "parts"
+        lines("train", *options, "--out", whole)
+        process = subprocess.Popen([MOH, "train", *map(str, options), "--out", str(parts), "--json"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        for _ in range(10):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        self.assertIn(process.wait(), (130,))
+        process.stdout.close()
+        process.stderr.close()
+        self.assertFalse((parts / "model.safetensors").exists())
+        lines("train", "--resume", "--out", parts)
+        self.assertEqual((whole / "model.safetensors").read_bytes(), (parts / "model.safetensors").read_bytes())
+
+        def losses(folder):
+            return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        self.assertEqual(losses(whole), losses(parts))
+
+    def test_config_file_and_flags(self):
+        config = self.folder / "run.toml"
+        config.write_text('[train]\nsteps = 2\nbatch = 2\nsequence = 16\n[model]\nnum_hidden_layers = 1\n[moh]\nbeta = 0.5\n')
+        out = self.folder / "from_config"
+        log = lines("train", "--preset", "moh-llm-tiny", "--config", config, "--data", self.text, "--out", out, "--steps", 3)
+        self.assertEqual(log[-1]["step"], 3)  # the flag wins
+        written = json.loads((out / "config.json").read_text())
+        self.assertEqual((written["num_hidden_layers"], written["moh"]["beta"]), (1, 0.5))
+        config.write_text("[train]\nstep = 2\n")
+        self.fails(1, "did you mean `steps`", "train", "--preset", "llm-tiny", "--config", config, "--data", self.text, "--out",
+                   self.folder / "none")
+
+    def test_bench_checks_and_compares(self):
+        rows = lines("bench", "attention", "--tokens", 64, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--activated",
+                     "1,0.5", "--causal", "yes,no", "--dtype", "fp32,bf16", "--direction", "forward,both", "--seconds", 0.01)
+        self.assertEqual(len(rows), 16)
+        keys = {"subject", "direction", "dtype", "batch", "heads", "kv_heads", "head_dim", "tokens", "causal", "activated",
+                "threads", "backend", "moh_ms", "rival", "rival_ms", "ratio", "efficiency", "max_abs_error"}
+        for row in rows:
+            self.assertLessEqual(keys, set(row))
+            self.assertGreater(row["moh_ms"], 0)
+
+    def test_info_help_and_completion(self):
+        info = lines("info")[-1]
+        names = [backend["name"] for backend in info["backends"]]
+        self.assertEqual(names[-2:], ["reference", "composite"])
+        self.assertTrue(all(backend["available"] or backend["reason"] for backend in info["backends"]))
+        self.assertIn("moh-llm-s", info["presets"])
+        self.assertTrue(any(schema.startswith("moh::head_attention(") for schema in info["operators"]))
+        self.assertEqual(run("--version").stdout.split()[0], "moh")
+        for command in ("train", "tune", "convert", "eval", "generate", "bench", "inspect", "info", "tokenizer"):
+            self.assertEqual(run(command, "--help").returncode, 0)
+        completion = self.folder / "completion.bash"
+        completion.write_text(run("completion").stdout)
+        check = f"source {completion}; COMP_WORDS=(moh tr); COMP_CWORD=1; _moh; echo ${{COMPREPLY[@]}}"
+        self.assertEqual(subprocess.run(["bash", "-c", check], capture_output=True, text=True).stdout.split(), ["train"])
+
+    def test_tokenizer_round_trip(self):
+        folder, ids, back = self.folder / "tok", self.folder / "ids.npy", self.folder / "back.txt"
+        lines("tokenizer", "train", folder, "--file", self.text, "--vocab-size", 300)
+        count = lines("tokenizer", "encode", folder, "--file", self.text, "--out", ids)[-1]["tokens"]
+        self.assertLess(count, self.text.stat().st_size)
+        lines("tokenizer", "decode", folder, "--file", ids, "--out", back)
+        self.assertEqual(back.read_text(), self.text.read_text())
+
+    def test_wrong_usage_is_status_2(self):
+        self.fails(2, "required", "eval")
+        self.fails(2, "--no-such-flag", "info", "--no-such-flag")
+        self.fails(2, "--router", "convert", self.dense, self.folder / "no", "--router", "random")
+
+    def test_errors_are_one_line(self):
+        self.fails(1, "config.json", "eval", self.folder, "--data", self.text)
+        self.fails(1, "does not exist", "eval", self.dense, "--data", self.folder / "nothing.txt")
+        self.fails(1, "moh-llm-tiny", "inspect", "moh-llm-x")
+        self.fails(1, "unknown backend", "info", "--backend", "sse9")
+        self.fails(1, "cuda", "eval", self.dense, "--data", self.text, "--device", "cuda")
+        self.fails(1, "context", "eval", self.dense, "--data", self.text, "--sequence", 100000)
+        self.fails(1, "did you mean `num_hidden_layers`", "train", "--preset", "llm-tiny", "--data", self.text, "--out",
+                   self.folder / "no", "--model.num_hidden_layer", 2)
+        self.fails(1, "--resume", "train", *self.small, "--data", self.text, "--out", self.dense)
+        ids = self.folder / "big.npy"
+        header = b"{'descr': '<u2', 'fortran_order': False, 'shape': (3,), }".ljust(117) + b"\n"
+        ids.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + struct.pack("<3H", 1, 2, 9999))
+        self.fails(1, "9999", "eval", self.dense, "--data", ids)
+        empty = self.folder / "empty.txt"
+        empty.write_text("")
+        self.fails(1, "empty", "eval", self.dense, "--data", empty)
+
+    def test_damaged_models_are_one_line(self):
+        broken = self.folder / "broken"
+        shutil.copytree(self.dense, broken)
+        weights = broken / "model.safetensors"
+        whole = weights.read_bytes()
+        for damage in (whole[:-5], whole[:6], b"\xff" * 8 + whole[8:], whole[:8] + b"[" + whole[9:], b""):
+            weights.write_bytes(damage)
+            self.fails(1, "model.safetensors", "generate", broken)
+        weights.write_bytes(whole)
+        config = json.loads((broken / "config.json").read_text())
+        for key, value in (("num_attention_heads", 0), ("hidden_size", 1 << 40), ("vocab_size", "many"), ("moh", {"top": 1})):
+            (broken / "config.json").write_text(json.dumps({**config, key: value}))
+            self.fails(1, key, "generate", broken)
+        (broken / "config.json").write_text("[" * 5000)
+        self.fails(1, "config.json", "generate", broken)
+
+
+if __name__ == "__main__":
+    start = time.time()
+    unittest.main(argv=sys.argv[:1], verbosity=1)
