@@ -1,5 +1,5 @@
-// moh bench attention: the operator alone against fused dense attention of the same shape (torch_sdpa) or against what the
-// authors' code does, every head computed and multiplied by its gate (authors_form).
+// moh bench attention: the operator alone against fused dense attention of the same shape (torch_sdpa) or against what
+// the authors' code does, every head computed and multiplied by its gate (authors_form).
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
@@ -27,16 +27,18 @@ struct Case {
 };
 
 struct Inputs {
-  Tensor query, key, value, gates;                 // moh: [B, T, H, D]
-  Tensor rival_query, rival_key, rival_value;      // the rival's best layout: [B, H, T, D], contiguous
+  Tensor query, key, value, gates;             // moh: [B, T, H, D]
+  Tensor rival_query, rival_key, rival_value;  // the rival's best layout: [B, H, T, D], contiguous
   Tensor grad, rival_grad;
-  double activated;                                // measured
+  double activated;  // measured
 };
 
 Inputs make_inputs(const Case& c, std::uint64_t seed) {
   const at::Generator generator = at::detail::createCPUGenerator(seed);
   const auto random = [&](std::int64_t tokens, std::int64_t heads) {
-    return at::empty({c.batch, tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat)).normal_(0, 1, generator).to(c.dtype);
+    return at::empty({c.batch, tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat))
+        .normal_(0, 1, generator)
+        .to(c.dtype);
   };
   Inputs in;
   in.query = random(c.tokens, c.heads);
@@ -45,7 +47,8 @@ Inputs make_inputs(const Case& c, std::uint64_t seed) {
   in.grad = random(c.tokens, c.heads);
   // Every token uses `active` heads, chosen at random.
   const auto active = std::max<std::int64_t>(1, std::llround(c.activated * static_cast<double>(c.heads)));
-  const Tensor scores = at::empty({c.batch, c.tokens, c.heads}, at::TensorOptions(at::kFloat)).uniform_(0, 1, generator);
+  const Tensor scores =
+      at::empty({c.batch, c.tokens, c.heads}, at::TensorOptions(at::kFloat)).uniform_(0, 1, generator);
   in.gates = at::zeros(scores.sizes(), scores.options()).scatter(-1, std::get<1>(scores.topk(active, -1)), 1.0);
   in.activated = in.gates.mean().item<double>();
   const auto rival_layout = [](const Tensor& tensor) { return tensor.transpose(1, 2).contiguous(); };
@@ -63,10 +66,12 @@ double max_error(const Case& c, const Inputs& in) {
   double worst = 0;
   for (const std::int64_t head : {std::int64_t{0}, c.heads / 2, c.heads - 1}) {
     const std::int64_t kv_head = head / (c.heads / c.kv_heads);
-    const auto one = [](const Tensor& tensor, std::int64_t index) { return tensor.narrow(2, index, 1).to(at::kDouble); };
-    const Tensor expected = ops::head_attention_composite(one(in.query, head), one(in.key, kv_head),
-                                                          one(in.value, kv_head), one(in.gates.unsqueeze(-1), head).squeeze(-1),
-                                                          std::nullopt, c.causal);
+    const auto one = [](const Tensor& tensor, std::int64_t index) {
+      return tensor.narrow(2, index, 1).to(at::kDouble);
+    };
+    const Tensor expected =
+        ops::head_attention_composite(one(in.query, head), one(in.key, kv_head), one(in.value, kv_head),
+                                      one(in.gates.unsqueeze(-1), head).squeeze(-1), std::nullopt, c.causal);
     worst = std::max(worst, (one(out, head) - expected).abs().max().item<double>());
   }
   const double tolerance = c.dtype == at::kFloat ? 1e-4 : c.dtype == at::kHalf ? 1e-2 : 5e-2;
@@ -143,11 +148,12 @@ Json run_case(const Case& c, const Grid& grid) {
 
 void bench_attention(const Grid& grid, const Emit& emit, const std::function<bool()>& stopped) {
   for (const auto& direction : grid.direction) {
-    MOH_CHECK(direction == "forward" || direction == "both", "[bench] direction must be forward or both, got ", direction);
+    MOH_CHECK(direction == "forward" || direction == "both", "[bench] direction must be forward or both, got ",
+              direction);
   }
   for (const auto& rival : grid.rival) {
-    MOH_CHECK(rival == "torch_sdpa" || rival == "authors_form", "[bench] rival must be torch_sdpa or authors_form, got ",
-              rival);
+    MOH_CHECK(rival == "torch_sdpa" || rival == "authors_form",
+              "[bench] rival must be torch_sdpa or authors_form, got ", rival);
   }
   const auto threads = grid.threads.empty() ? std::vector<std::int64_t>{at::get_num_threads()} : grid.threads;
   for (const std::int64_t count : threads) {

@@ -13,7 +13,8 @@
 namespace moh::bench {
 
 struct Grid {
-  std::vector<std::int64_t> heads = {32}, kv_heads = {}, head_dim = {64}, tokens = {256, 1024}, batch = {1}, threads = {};
+  std::vector<std::int64_t> heads = {32}, kv_heads = {}, head_dim = {64}, tokens = {256, 1024}, batch = {1},
+                            threads = {};
   std::vector<double> activated = {1.0, 0.75, 0.5};
   std::vector<std::string> causal = {"yes"}, dtype = {"fp32"}, direction = {"forward"}, rival = {"torch_sdpa"};
   double seconds = 1.0;  // time spent on each case
@@ -21,7 +22,7 @@ struct Grid {
 };
 
 struct Timing {
-  double moh_ms = 0, rival_ms = 0;  // medians
+  double moh_ms = 0, rival_ms = 0;                  // medians
   double ratio = 0, ratio_low = 0, ratio_high = 0;  // median and quartiles of moh / rival over pairs
   std::int64_t pairs = 0;
 };

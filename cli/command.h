@@ -1,4 +1,5 @@
-// The frame that every subcommand fills: a name, a line of help, and a function that adds options and returns what to run.
+// The frame that every subcommand fills: a name, a line of help, and a function that adds options and returns what to
+// run.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,8 +13,8 @@
 
 namespace moh::cli {
 
-// Options that every command has, and how commands speak: one JSON object a line on stdout with --json, people's text on
-// stdout otherwise (on stderr with --json).
+// Options that every command has, and how commands speak: one JSON object a line on stdout with --json, people's text
+// on stdout otherwise (on stderr with --json).
 struct Context {
   bool json = false;
   std::string device = "cpu", dtype = "fp32", backend, config_file;

@@ -104,7 +104,7 @@ int run(int argc, char** argv) {
 }  // namespace moh::cli
 
 int main(int argc, char** argv) {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = moh::cli::on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

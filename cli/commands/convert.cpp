@@ -1,6 +1,6 @@
 // moh convert: a dense LLaMA folder becomes a MoH folder with the same weights (paper, section 3.4).
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 
 #include <filesystem>
@@ -52,20 +52,20 @@ int convert(const Context& context, const Options& options) {
 
   Json layers = Json::array();
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    layers.push_back({{"heads", config.num_attention_heads},
-                      {"shared_heads", config.shared_heads(i)},
-                      {"top_k", config.top_k(i)}});
+    layers.push_back(
+        {{"heads", config.num_attention_heads}, {"shared_heads", config.shared_heads(i)}, {"top_k", config.top_k(i)}});
   }
   Json line = Json::object();
   line["parameters"] = model.num_parameters();
   line["activated"] = config.activated_share();
   line["layers"] = layers;
   context.emit(line);
-  context.say(fmt::format("{}: {} parameters, {:.1f} % of the heads active (layer 0: {} shared + {} of {} routed), router "
-                          "{}{}",
-                          options.out, model.num_parameters(), 100 * config.activated_share(), config.shared_heads(0),
-                          config.top_k(0), config.num_attention_heads - config.shared_heads(0), config.moh->router,
-                          was_moh ? "; it was a MoH model already, its heads stay as they were" : ""));
+  context.say(
+      fmt::format("{}: {} parameters, {:.1f} % of the heads active (layer 0: {} shared + {} of {} routed), router "
+                  "{}{}",
+                  options.out, model.num_parameters(), 100 * config.activated_share(), config.shared_heads(0),
+                  config.top_k(0), config.num_attention_heads - config.shared_heads(0), config.moh->router,
+                  was_moh ? "; it was a MoH model already, its heads stay as they were" : ""));
   return 0;
 }
 

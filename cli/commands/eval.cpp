@@ -25,8 +25,7 @@ int run_eval(const Context& context, const Options& options) {
   perplexity.autocast = train::autocast_type(context.dtype);
   Progress progress("eval");
   const auto start = std::chrono::steady_clock::now();
-  const auto result =
-      eval::perplexity(model, stream, perplexity, [&](double done) { progress.update(done); });
+  const auto result = eval::perplexity(model, stream, perplexity, [&](double done) { progress.update(done); });
   progress.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Json line = Json::object();
@@ -37,24 +36,24 @@ int run_eval(const Context& context, const Options& options) {
   line["tokens_per_second"] = static_cast<double>(result.tokens) / seconds;
   context.emit(line);
   if (!context.json) {
-    context.say(fmt::format("perplexity {:.4f} (nll {:.4f}) over {} tokens, {:.1f} % of the heads active, {:.0f} tokens/s",
-                            result.perplexity, result.nll, result.tokens, 100 * result.active_heads,
-                            static_cast<double>(result.tokens) / seconds));
+    context.say(
+        fmt::format("perplexity {:.4f} (nll {:.4f}) over {} tokens, {:.1f} % of the heads active, {:.0f} tokens/s",
+                    result.perplexity, result.nll, result.tokens, 100 * result.active_heads,
+                    static_cast<double>(result.tokens) / seconds));
   }
   return 0;
 }
 
-const Registered registered{{"eval", "measure perplexity", [](CLI::App& app, Context& context) -> Run {
-                               auto options = std::make_shared<Options>();
-                               app.add_option("model", options->model, "model folder")->required();
-                               app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids")
-                                   ->required();
-                               app.add_option("--sequence", options->perplexity.sequence,
-                                              "context of a window; 0: the model's");
-                               app.add_option("--batch", options->perplexity.batch, "windows at a time");
-                               app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
-                               return [options, &context] { return run_eval(context, *options); };
-                             }}};
+const Registered registered{
+    {"eval", "measure perplexity", [](CLI::App& app, Context& context) -> Run {
+       auto options = std::make_shared<Options>();
+       app.add_option("model", options->model, "model folder")->required();
+       app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids")->required();
+       app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
+       app.add_option("--batch", options->perplexity.batch, "windows at a time");
+       app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
+       return [options, &context] { return run_eval(context, *options); };
+     }}};
 
 }  // namespace
 }  // namespace moh::cli

@@ -103,7 +103,9 @@ const Registered registered{
        app.add_option("--temperature", options->sampling.temperature, "0: the most probable token each time");
        app.add_option("--top-k", options->sampling.top_k, "sample from this many most probable tokens; 0: all");
        app.add_option("--top-p", options->sampling.top_p, "sample from the smallest set of this probability");
-       app.add_option("--stop", options->stop, "end before this text; may be given several times")->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+       app.add_option("--stop", options->stop, "end before this text; may be given several times")
+           ->allow_extra_args(false)
+           ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_flag("--ignore-eos", options->ignore_eos, "do not stop at an end token");
        return [options, &context] { return run_generate(context, *options); };
      }}};

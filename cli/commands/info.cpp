@@ -25,10 +25,8 @@ int info(const Context& context) {
   Json backends = Json::array();
   for (const auto& backend : kernels::head_attention_backends()) {
     const std::string reason = backend.unavailable_reason();
-    backends.push_back({{"name", backend.name},
-                        {"available", reason.empty()},
-                        {"automatic", backend.automatic},
-                        {"reason", reason}});
+    backends.push_back(
+        {{"name", backend.name}, {"available", reason.empty()}, {"automatic", backend.automatic}, {"reason", reason}});
   }
   backends.push_back({{"name", "composite"},
                       {"available", true},

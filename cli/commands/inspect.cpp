@@ -30,8 +30,10 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
     }
     values.push_back(row);
   }
-  return {{"type", "heatmap"}, {"title", "Share of tokens that select each head"}, {"x_label", "head"},
-          {"y_label", "layer"}, {"x", columns}, {"y", rows}, {"values", values}};
+  return {{"type", "heatmap"}, {"title", "Share of tokens that select each head"},
+          {"x_label", "head"}, {"y_label", "layer"},
+          {"x", columns},      {"y", rows},
+          {"values", values}};
 }
 
 int inspect(const Context& context, const Options& options) {
@@ -68,7 +70,8 @@ int inspect(const Context& context, const Options& options) {
   const std::vector<std::pair<std::string, std::string>> facts = {
       {"layers", std::to_string(config.num_hidden_layers)},
       {"hidden size", std::to_string(config.hidden_size)},
-      {"heads", fmt::format("{} of {}, {} KV heads", config.num_attention_heads, config.head_dim, config.num_key_value_heads)},
+      {"heads",
+       fmt::format("{} of {}, {} KV heads", config.num_attention_heads, config.head_dim, config.num_key_value_heads)},
       {"vocabulary", std::to_string(config.vocab_size)},
       {"router", config.moh ? config.moh->router : "none (dense)"},
       {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},

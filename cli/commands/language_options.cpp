@@ -148,19 +148,18 @@ int train(const Context& context, const Options& options, bool from_preset) {
 
   Progress progress(from_preset ? "train" : "tune");
   std::string last_line;
-  train::Trainer trainer(
-      config, task, run.out,
-      {.on_log =
-           [&](const Json& line) {
-             context.emit(line);
-             last_line = format_line(line, task.unit());
-             if (line.contains("valid_perplexity")) progress.note(last_line);
-           },
-       .on_step =
-           [&](std::int64_t step, std::int64_t steps, double rate) {
-             progress.update(static_cast<double>(step) / static_cast<double>(steps),
-                             fmt::format("{:.0f} {}/s  {}", rate, task.unit(), last_line));
-           }});
+  train::Trainer trainer(config, task, run.out,
+                         {.on_log =
+                              [&](const Json& line) {
+                                context.emit(line);
+                                last_line = format_line(line, task.unit());
+                                if (line.contains("valid_perplexity")) progress.note(last_line);
+                              },
+                          .on_step =
+                              [&](std::int64_t step, std::int64_t steps, double rate) {
+                                progress.update(static_cast<double>(step) / static_cast<double>(steps),
+                                                fmt::format("{:.0f} {}/s  {}", rate, task.unit(), last_line));
+                              }});
   if (!checkpoint.empty()) {
     trainer.resume(checkpoint);
     context.say("resumed from " + checkpoint);

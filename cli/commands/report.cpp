@@ -15,19 +15,19 @@ struct Options {
   std::string in, out = "report.html";
 };
 
-const Registered registered{{"report", "render report.json as one HTML file",
-                             [](CLI::App& app, Context& context) -> Run {
-                               auto options = std::make_shared<Options>();
-                               app.add_option("in", options->in, "report.json")->required();
-                               app.add_option("--out", options->out, "HTML file");
-                               return [options, &context] {
-                                 const Json report = parse_json(io::read_file(options->in, 64 << 20), options->in);
-                                 io::write_file(options->out, render_report(report));
-                                 context.emit({{"out", options->out}});
-                                 context.say("wrote " + options->out);
-                                 return 0;
-                               };
-                             }}};
+const Registered registered{
+    {"report", "render report.json as one HTML file", [](CLI::App& app, Context& context) -> Run {
+       auto options = std::make_shared<Options>();
+       app.add_option("in", options->in, "report.json")->required();
+       app.add_option("--out", options->out, "HTML file");
+       return [options, &context] {
+         const Json report = parse_json(io::read_file(options->in, 64 << 20), options->in);
+         io::write_file(options->out, render_report(report));
+         context.emit({{"out", options->out}});
+         context.say("wrote " + options->out);
+         return 0;
+       };
+     }}};
 
 }  // namespace
 }  // namespace moh::cli

@@ -24,13 +24,13 @@ int stories(const Context& context, const Options& options) {
   return 0;
 }
 
-const Registered registered{{"stories", "write short stories of a known entropy, one a line",
-                             [](CLI::App& app, Context& context) -> Run {
-                               auto options = std::make_shared<Options>();
-                               app.add_option("--out", options->out, "text file")->required();
-                               app.add_option("--count", options->count, "stories");
-                               return [options, &context] { return stories(context, *options); };
-                             }}};
+const Registered registered{
+    {"stories", "write short stories of a known entropy, one a line", [](CLI::App& app, Context& context) -> Run {
+       auto options = std::make_shared<Options>();
+       app.add_option("--out", options->out, "text file")->required();
+       app.add_option("--count", options->count, "stories");
+       return [options, &context] { return stories(context, *options); };
+     }}};
 
 }  // namespace
 }  // namespace moh::cli

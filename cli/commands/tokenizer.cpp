@@ -88,7 +88,7 @@ const Registered registered{
        train_app->add_option("--file", options->file, "text file")->required();
        train_app->add_option("--vocab-size", options->vocab_size, "pieces");
        return [options, &context, encode_app, decode_app] {
-         return encode_app->parsed() ? encode(context, *options)
+         return encode_app->parsed()   ? encode(context, *options)
                 : decode_app->parsed() ? decode(context, *options)
                                        : train(context, *options);
        };

@@ -3,8 +3,7 @@
 
 namespace moh::cli {
 namespace {
-const Registered registered{{"train", "train a new model from scratch",
-                             [](CLI::App& app, Context& context) {
+const Registered registered{{"train", "train a new model from scratch", [](CLI::App& app, Context& context) {
                                return setup_language_training(app, context, /*from_preset=*/true);
                              }}};
 }  // namespace

@@ -3,9 +3,8 @@
 
 namespace moh::cli {
 namespace {
-const Registered registered{{"tune", "continue training a model folder, optionally distilling from a dense one",
-                             [](CLI::App& app, Context& context) {
-                               return setup_language_training(app, context, /*from_preset=*/false);
-                             }}};
+const Registered registered{
+    {"tune", "continue training a model folder, optionally distilling from a dense one",
+     [](CLI::App& app, Context& context) { return setup_language_training(app, context, /*from_preset=*/false); }}};
 }  // namespace
 }  // namespace moh::cli

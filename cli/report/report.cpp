@@ -59,7 +59,8 @@ std::string table(const Json& item) {
     out += "</tr>";
   }
   out += "</tbody></table></div>";
-  if (const std::string note = text_of(item, "note"); !note.empty()) out += "<p class=\"note\">" + escape(note) + "</p>";
+  if (const std::string note = text_of(item, "note"); !note.empty())
+    out += "<p class=\"note\">" + escape(note) + "</p>";
   return out;
 }
 
@@ -82,9 +83,10 @@ std::string render_item(const Json& item) {
 std::string render_report(const Json& report) {
   MOH_CHECK(report.is_object(), "[report] expected an object, got ", report.type_name());
   const std::string title = escape(text_of(report, "title"));
-  std::string out = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
-                    "content=\"width=device-width,initial-scale=1\"><title>" + title + "</title><style>" + kStyle +
-                    "</style></head><body><main><h1>" + title + "</h1>";
+  std::string out =
+      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width,initial-scale=1\"><title>" +
+      title + "</title><style>" + kStyle + "</style></head><body><main><h1>" + title + "</h1>";
   out += "<p class=\"subtitle\">" + escape(text_of(report, "subtitle")) + "</p>";
   if (const auto summary = report.find("summary"); summary != report.end() && !summary->empty()) {
     out += "<ul class=\"summary\">";

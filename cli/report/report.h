@@ -1,6 +1,7 @@
 // One self-contained HTML page (inline CSS and SVG, no scripts, no network) from a JSON description:
 //
-//   {"title", "subtitle", "facts": [{"name", "value"}], "summary": [sentence], "sections": [{"heading", "text", "items": [
+//   {"title", "subtitle", "facts": [{"name", "value"}], "summary": [sentence], "sections": [{"heading", "text",
+//   "items": [
 //     {"type": "lines", "title", "x_label", "y_label", "series": [{"name", "x": [], "y": [], "dashed"}],
 //      "reference_lines": [{"name", "y"}]}
 //     {"type": "table", "columns": [], "rows": [[]], "note"}

@@ -56,8 +56,8 @@ std::string right_labels(std::vector<Label> labels) {
   for (const Label& label : labels) {
     const double y = std::max(label.y, last + 15);
     last = y;
-    out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"label {}\">{}</text>", kWidth - kRight + 8, y + 4, label.style,
-                       escape(label.text));
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" class=\"label {}\">{}</text>", kWidth - kRight + 8, y + 4,
+                       label.style, escape(label.text));
   }
   return out;
 }
@@ -68,11 +68,20 @@ std::string escape(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -101,19 +110,21 @@ std::string line_plot(const Json& item) {
                                 escape(item.value("title", "plot")));
   const double y_step = nice_step(y_range.high - y_range.low, 5), x_step = nice_step(x_range.high - x_range.low, 6);
   for (double y = std::ceil(y_range.low / y_step) * y_step; y <= y_range.high; y += y_step) {
-    out += fmt::format("<line class=\"grid\" x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>"
-                       "<text class=\"tick end\" x=\"{3}\" y=\"{4:.1f}\">{5}</text>",
-                       kLeft, kWidth - kRight, place_y(y), kLeft - 8, place_y(y) + 4, number(y));
+    out += fmt::format(
+        "<line class=\"grid\" x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>"
+        "<text class=\"tick end\" x=\"{3}\" y=\"{4:.1f}\">{5}</text>",
+        kLeft, kWidth - kRight, place_y(y), kLeft - 8, place_y(y) + 4, number(y));
   }
   for (double x = std::ceil(x_range.low / x_step) * x_step; x <= x_range.high; x += x_step) {
-    out += fmt::format("<text class=\"tick middle\" x=\"{:.1f}\" y=\"{}\">{}</text>", place_x(x), kHeight - kBottom + 18, number(x));
+    out += fmt::format("<text class=\"tick middle\" x=\"{:.1f}\" y=\"{}\">{}</text>", place_x(x),
+                       kHeight - kBottom + 18, number(x));
   }
   std::vector<Label> labels;
   for (const Json& line : references) {
     const double y = value_or_nan(line.value("y", Json()));
     if (!std::isfinite(y)) continue;
-    out += fmt::format("<line class=\"reference\" x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>", kLeft, kWidth - kRight,
-                       place_y(y));
+    out += fmt::format("<line class=\"reference\" x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>", kLeft,
+                       kWidth - kRight, place_y(y));
     labels.push_back({place_y(y), line.value("name", ""), "quiet"});
   }
   int colour = 0;
@@ -136,8 +147,8 @@ std::string line_plot(const Json& item) {
     ++colour;
   }
   out += right_labels(std::move(labels));
-  out += fmt::format("<text class=\"axis middle\" x=\"{}\" y=\"{}\">{}</text>", (kLeft + kWidth - kRight) / 2, kHeight - 6,
-                     escape(item.value("x_label", "")));
+  out += fmt::format("<text class=\"axis middle\" x=\"{}\" y=\"{}\">{}</text>", (kLeft + kWidth - kRight) / 2,
+                     kHeight - 6, escape(item.value("x_label", "")));
   out += fmt::format("<text class=\"axis middle\" transform=\"translate(14 {}) rotate(-90)\">{}</text></svg>",
                      (kTop + kHeight - kBottom) / 2, escape(item.value("y_label", "")));
   return out;
@@ -161,23 +172,27 @@ std::string heatmap(const Json& item) {
     for (std::size_t c = 0; c < rows[r].size(); ++c) {
       const double x = kLeft + cell * static_cast<double>(c), value = value_or_nan(rows[r][c]);
       const bool shared = !std::isfinite(value);
-      out += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{}\" class=\"{}\" style=\"fill-opacity:{:.3f}\">"
-                         "<title>{}</title></rect>",
-                         x + 1, y + 1, cell - 2, row_height - 2, shared ? "shared" : "cell", shared ? 1.0 : 0.06 + 0.94 * value,
-                         shared ? "shared: every token" : fmt::format("{:.1f} % of the tokens", 100 * value));
+      out += fmt::format(
+          "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{}\" class=\"{}\" style=\"fill-opacity:{:.3f}\">"
+          "<title>{}</title></rect>",
+          x + 1, y + 1, cell - 2, row_height - 2, shared ? "shared" : "cell", shared ? 1.0 : 0.06 + 0.94 * value,
+          shared ? "shared: every token" : fmt::format("{:.1f} % of the tokens", 100 * value));
       if (cell >= 26) {
-        out += fmt::format("<text class=\"in {}\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", !shared && value > 0.55 ? "on" : "",
-                           x + cell / 2, y + 17, shared ? "all" : fmt::format("{:.0f}", 100 * value));
+        out += fmt::format("<text class=\"in {}\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>",
+                           !shared && value > 0.55 ? "on" : "", x + cell / 2, y + 17,
+                           shared ? "all" : fmt::format("{:.0f}", 100 * value));
       }
     }
   }
   const double below = kTop + row_height * static_cast<double>(rows.size());
   for (std::size_t c = 0; c < x_names.size() && c < columns; ++c) {
-    out += fmt::format("<text class=\"tick middle\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", kLeft + cell * (static_cast<double>(c) + 0.5),
-                       below + 16, escape(x_names[c].is_string() ? x_names[c].get<std::string>() : x_names[c].dump()));
+    out += fmt::format("<text class=\"tick middle\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>",
+                       kLeft + cell * (static_cast<double>(c) + 0.5), below + 16,
+                       escape(x_names[c].is_string() ? x_names[c].get<std::string>() : x_names[c].dump()));
   }
-  out += fmt::format("<text class=\"axis\" x=\"{}\" y=\"{:.1f}\">{}; numbers are % of the tokens, \"all\" is a shared head</text></svg>",
-                     kLeft, below + 36, escape(item.value("x_label", "")));
+  out += fmt::format(
+      "<text class=\"axis\" x=\"{}\" y=\"{:.1f}\">{}; numbers are % of the tokens, \"all\" is a shared head</text></svg>",
+      kLeft, below + 36, escape(item.value("x_label", "")));
   return out;
 }
 

@@ -30,8 +30,8 @@ template <class... Args>
 
 }  // namespace moh
 
-#define MOH_CHECK(condition, ...)                  \
-  do {                                             \
-    if (!(condition)) [[unlikely]]                 \
-      ::moh::fail(__VA_ARGS__);                    \
+#define MOH_CHECK(condition, ...)  \
+  do {                             \
+    if (!(condition)) [[unlikely]] \
+      ::moh::fail(__VA_ARGS__);    \
   } while (false)

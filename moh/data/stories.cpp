@@ -17,9 +17,9 @@ struct Line {
   const char* text;
 };
 
-// <rule> expands a rule, <name=rule> also remembers its text, [name] repeats it ([Name] with a capital letter), [a+b] is
-// the sum of two numbers; `~he=she` at the end sets a name. To keep the text's derivation unique, the alternatives of a
-// rule begin with text of their own, none the beginning of another (checked by a test).
+// <rule> expands a rule, <name=rule> also remembers its text, [name] repeats it ([Name] with a capital letter), [a+b]
+// is the sum of two numbers; `~he=she` at the end sets a name. To keep the text's derivation unique, the alternatives
+// of a rule begin with text of their own, none the beginning of another (checked by a test).
 constexpr Line kGrammar[] = {
     {"story", 4, "One <lost_toy>"},
     {"story", 3, "In <counting>"},
@@ -55,44 +55,126 @@ constexpr Line kGrammar[] = {
     {"person", 5, "girl named <name=girl> ~he=she ~him=her ~his=her"},
     {"person", 5, "boy named <name=boy> ~he=he ~him=him ~his=his"},
     {"person", 1, "little old lady named <name=lady> ~he=she ~him=her ~his=her"},
-    {"girl", 6, "Lily"}, {"girl", 4, "Mia"}, {"girl", 3, "Anna"}, {"girl", 2, "Zoe"}, {"girl", 1, "Ruth"},
-    {"boy", 6, "Tim"}, {"boy", 4, "Ben"}, {"boy", 3, "Max"}, {"boy", 2, "Leo"}, {"boy", 1, "Oskar"},
-    {"lady", 2, "Ida"}, {"lady", 1, "Greta"},
-    {"friend", 5, "Sam"}, {"friend", 4, "Kim"}, {"friend", 3, "Joe"}, {"friend", 2, "Nora"}, {"friend", 1, "Vera"},
-    {"time", 5, "day"}, {"time", 3, "morning"}, {"time", 2, "afternoon"}, {"time", 1, "evening"},
-    {"season", 4, "summer"}, {"season", 2, "autumn"}, {"season", 1, "spring"},
-    {"season_day", 3, "Sunday"}, {"season_day", 2, "Friday"}, {"season_day", 1, "Monday"},
-    {"size", 5, "big"}, {"size", 5, "small"}, {"size", 2, "tiny"}, {"size", 1, "round"},
-    {"colour", 5, "red"}, {"colour", 4, "blue"}, {"colour", 3, "green"}, {"colour", 2, "yellow"}, {"colour", 1, "white"},
-    {"other_colour", 4, "brown"}, {"other_colour", 3, "orange"}, {"other_colour", 2, "pink"}, {"other_colour", 1, "black"},
-    {"toy", 5, "ball"}, {"toy", 4, "car"}, {"toy", 3, "doll"}, {"toy", 2, "kite"}, {"toy", 2, "train"}, {"toy", 1, "drum"},
-    {"thing", 3, "book"}, {"thing", 2, "hat"}, {"thing", 2, "spoon"}, {"thing", 1, "lamp"},
-    {"place", 5, "the park"}, {"place", 4, "the garden"}, {"place", 3, "the river"}, {"place", 2, "the big hill"},
+    {"girl", 6, "Lily"},
+    {"girl", 4, "Mia"},
+    {"girl", 3, "Anna"},
+    {"girl", 2, "Zoe"},
+    {"girl", 1, "Ruth"},
+    {"boy", 6, "Tim"},
+    {"boy", 4, "Ben"},
+    {"boy", 3, "Max"},
+    {"boy", 2, "Leo"},
+    {"boy", 1, "Oskar"},
+    {"lady", 2, "Ida"},
+    {"lady", 1, "Greta"},
+    {"friend", 5, "Sam"},
+    {"friend", 4, "Kim"},
+    {"friend", 3, "Joe"},
+    {"friend", 2, "Nora"},
+    {"friend", 1, "Vera"},
+    {"time", 5, "day"},
+    {"time", 3, "morning"},
+    {"time", 2, "afternoon"},
+    {"time", 1, "evening"},
+    {"season", 4, "summer"},
+    {"season", 2, "autumn"},
+    {"season", 1, "spring"},
+    {"season_day", 3, "Sunday"},
+    {"season_day", 2, "Friday"},
+    {"season_day", 1, "Monday"},
+    {"size", 5, "big"},
+    {"size", 5, "small"},
+    {"size", 2, "tiny"},
+    {"size", 1, "round"},
+    {"colour", 5, "red"},
+    {"colour", 4, "blue"},
+    {"colour", 3, "green"},
+    {"colour", 2, "yellow"},
+    {"colour", 1, "white"},
+    {"other_colour", 4, "brown"},
+    {"other_colour", 3, "orange"},
+    {"other_colour", 2, "pink"},
+    {"other_colour", 1, "black"},
+    {"toy", 5, "ball"},
+    {"toy", 4, "car"},
+    {"toy", 3, "doll"},
+    {"toy", 2, "kite"},
+    {"toy", 2, "train"},
+    {"toy", 1, "drum"},
+    {"thing", 3, "book"},
+    {"thing", 2, "hat"},
+    {"thing", 2, "spoon"},
+    {"thing", 1, "lamp"},
+    {"place", 5, "the park"},
+    {"place", 4, "the garden"},
+    {"place", 3, "the river"},
+    {"place", 2, "the big hill"},
     {"place", 1, "the old mill"},
-    {"home", 4, "in a house by the sea"}, {"home", 3, "at the edge of the wood"}, {"home", 2, "near the market"},
+    {"home", 4, "in a house by the sea"},
+    {"home", 3, "at the edge of the wood"},
+    {"home", 2, "near the market"},
     {"home", 1, "behind the church"},
-    {"weather", 4, "The sun was warm."}, {"weather", 2, "It was windy."}, {"weather", 1, "A little rain fell."},
-    {"how", 4, "happily"}, {"how", 2, "slowly"}, {"how", 2, "with care"}, {"how", 1, "for a long time"},
-    {"sad", 3, "[Name] was sad."}, {"sad", 2, "\"Oh no!\" said [name]."}, {"sad", 1, "Then [name] began to cry."},
-    {"glad", 4, "[Name] was very happy."}, {"glad", 2, "They laughed and laughed."}, {"glad", 1, "What a good day it was!"},
-    {"family", 5, "mom"}, {"family", 4, "dad"}, {"family", 2, "grandma"}, {"family", 1, "uncle"},
-    {"spot", 4, "under the table"}, {"spot", 3, "behind the door"}, {"spot", 3, "in the tall grass"},
-    {"spot", 2, "on top of the wall"}, {"spot", 1, "between two stones"},
-    {"wrong", 3, "beside the bed"}, {"wrong", 2, "near the well"}, {"wrong", 1, "inside the shed"},
-    {"hint", 2, "very near"}, {"hint", 1, "far away"},
-    {"night", 3, "in the kitchen"}, {"night", 2, "by the fire"}, {"night", 1, "under the stars"},
-    {"pet", 5, "dog"}, {"pet", 5, "cat"}, {"pet", 2, "rabbit"}, {"pet", 1, "goat"},
-    {"petname", 4, "Spot"}, {"petname", 3, "Fluffy"}, {"petname", 2, "Pip"}, {"petname", 1, "Momo"},
-    {"sound", 3, "soft"}, {"sound", 2, "funny"}, {"sound", 1, "loud"},
-    {"fruit", 4, "apples"}, {"fruit", 3, "pears"}, {"fruit", 2, "berries"}, {"fruit", 1, "cherries"},
-    {"box", 3, "basket"}, {"box", 2, "pot"}, {"box", 1, "sack"},
-    {"dish", 3, "pie"}, {"dish", 2, "jam"}, {"dish", 1, "soup"},
-    {"number", 4, "two"}, {"number", 4, "three"}, {"number", 2, "four"}, {"number", 1, "five"},
-    {"close", 3, "From then on they were the best of friends."}, {"close", 2, "And they played again the next day."},
+    {"weather", 4, "The sun was warm."},
+    {"weather", 2, "It was windy."},
+    {"weather", 1, "A little rain fell."},
+    {"how", 4, "happily"},
+    {"how", 2, "slowly"},
+    {"how", 2, "with care"},
+    {"how", 1, "for a long time"},
+    {"sad", 3, "[Name] was sad."},
+    {"sad", 2, "\"Oh no!\" said [name]."},
+    {"sad", 1, "Then [name] began to cry."},
+    {"glad", 4, "[Name] was very happy."},
+    {"glad", 2, "They laughed and laughed."},
+    {"glad", 1, "What a good day it was!"},
+    {"family", 5, "mom"},
+    {"family", 4, "dad"},
+    {"family", 2, "grandma"},
+    {"family", 1, "uncle"},
+    {"spot", 4, "under the table"},
+    {"spot", 3, "behind the door"},
+    {"spot", 3, "in the tall grass"},
+    {"spot", 2, "on top of the wall"},
+    {"spot", 1, "between two stones"},
+    {"wrong", 3, "beside the bed"},
+    {"wrong", 2, "near the well"},
+    {"wrong", 1, "inside the shed"},
+    {"hint", 2, "very near"},
+    {"hint", 1, "far away"},
+    {"night", 3, "in the kitchen"},
+    {"night", 2, "by the fire"},
+    {"night", 1, "under the stars"},
+    {"pet", 5, "dog"},
+    {"pet", 5, "cat"},
+    {"pet", 2, "rabbit"},
+    {"pet", 1, "goat"},
+    {"petname", 4, "Spot"},
+    {"petname", 3, "Fluffy"},
+    {"petname", 2, "Pip"},
+    {"petname", 1, "Momo"},
+    {"sound", 3, "soft"},
+    {"sound", 2, "funny"},
+    {"sound", 1, "loud"},
+    {"fruit", 4, "apples"},
+    {"fruit", 3, "pears"},
+    {"fruit", 2, "berries"},
+    {"fruit", 1, "cherries"},
+    {"box", 3, "basket"},
+    {"box", 2, "pot"},
+    {"box", 1, "sack"},
+    {"dish", 3, "pie"},
+    {"dish", 2, "jam"},
+    {"dish", 1, "soup"},
+    {"number", 4, "two"},
+    {"number", 4, "three"},
+    {"number", 2, "four"},
+    {"number", 1, "five"},
+    {"close", 3, "From then on they were the best of friends."},
+    {"close", 2, "And they played again the next day."},
     {"close", 1, "Both of them were glad about it."},
 };
 
-constexpr std::array<const char*, 11> kNumbers = {"zero", "one", "two",   "three", "four", "five",
+constexpr std::array<const char*, 11> kNumbers = {"zero", "one",   "two",   "three", "four", "five",
                                                   "six",  "seven", "eight", "nine",  "ten"};
 
 std::string sum_of(const std::string& a, const std::string& b) {
@@ -173,15 +255,21 @@ std::string StoryGrammar::expand(const std::string& rule, Names& names, std::uin
   std::string text;
   for (const Part& part : alternative.parts) {
     switch (part.kind) {
-      case Part::Kind::kText: text += part.text; break;
+      case Part::Kind::kText:
+        text += part.text;
+        break;
       case Part::Kind::kRule: {
         const std::string inner = expand(part.text, names, state, nats);
         if (!part.name.empty()) names[part.name] = inner;
         text += inner;
         break;
       }
-      case Part::Kind::kReference: text += part.capital ? capitalised(names.at(part.text)) : names.at(part.text); break;
-      case Part::Kind::kSum: text += sum_of(names.at(part.text), names.at(part.name)); break;
+      case Part::Kind::kReference:
+        text += part.capital ? capitalised(names.at(part.text)) : names.at(part.text);
+        break;
+      case Part::Kind::kSum:
+        text += sum_of(names.at(part.text), names.at(part.name));
+        break;
     }
   }
   return text;
@@ -194,8 +282,8 @@ Story StoryGrammar::sample(std::uint64_t& state) const {
   return story;
 }
 
-// H(rule) = H(choice) + sum_i p_i * sum of H over the rules that alternative i expands. Exact, because no choice depends
-// on an earlier one except through the rules reached.
+// H(rule) = H(choice) + sum_i p_i * sum of H over the rules that alternative i expands. Exact, because no choice
+// depends on an earlier one except through the rules reached.
 double StoryGrammar::entropy(const std::string& rule) const {
   double total = 0;
   for (const Alternative& alternative : rules_.at(rule)) {

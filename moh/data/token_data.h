@@ -1,4 +1,5 @@
-// Token streams from files: .npy/.bin of uint16 or uint32 ids (memory-mapped), text files or folders of them (tokenized).
+// Token streams from files: .npy/.bin of uint16 or uint32 ids (memory-mapped), text files or folders of them
+// (tokenized).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,8 +17,8 @@ namespace moh::data {
 // One flat stream of token ids.
 class TokenStream {
  public:
-  // PATH.npy (one dimension), PATH.bin (uint16 ids; uint32 where vocab_size > 65536), a text file, or a folder whose *.txt
-  // files are joined in order of their names. Text needs `tokenizer`; a BOS is put before every text file if the
+  // PATH.npy (one dimension), PATH.bin (uint16 ids; uint32 where vocab_size > 65536), a text file, or a folder whose
+  // *.txt files are joined in order of their names. Text needs `tokenizer`; a BOS is put before every text file if the
   // tokenizer has one. Errors: missing or empty data, an id outside [0, vocab_size), named with its position.
   static TokenStream open(const std::string& path, const io::Tokenizer* tokenizer, std::int64_t vocab_size);
 
@@ -34,9 +35,9 @@ class TokenStream {
   std::int64_t size_ = 0;
 };
 
-// The order in which training reads a stream: windows of `sequence` + 1 tokens, every window once an epoch, shuffled anew
-// each epoch from the seed, with the epoch's first window at a random offset. The position is one number, so a resumed
-// run reads on exactly where it stopped.
+// The order in which training reads a stream: windows of `sequence` + 1 tokens, every window once an epoch, shuffled
+// anew each epoch from the seed, with the epoch's first window at a random offset. The position is one number, so a
+// resumed run reads on exactly where it stopped.
 class WindowSampler {
  public:
   WindowSampler(std::int64_t stream_size, std::int64_t sequence, std::uint64_t seed);

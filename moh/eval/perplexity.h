@@ -20,13 +20,13 @@ struct PerplexityOptions {
   std::int64_t sequence = 0;     // S; 0: the model's context
   std::int64_t batch = 8;        // windows at a time
   std::int64_t max_windows = 0;  // 0: all
-  std::optional<at::ScalarType> autocast;
+  std::optional<at::ScalarType> autocast = {};
 };
 
-// `progress` hears of the share done, 0 to 1. The last window may be shorter. Errors: a stream of fewer than two tokens, a
-// sequence longer than the model's context.
-PerplexityResult perplexity(const models::Llama& model, const data::TokenStream& stream, const PerplexityOptions& options,
-                            const std::function<void(double)>& progress = {});
+// `progress` hears of the share done, 0 to 1. The last window may be shorter. Errors: a stream of fewer than two
+// tokens, a sequence longer than the model's context.
+PerplexityResult perplexity(const models::Llama& model, const data::TokenStream& stream,
+                            const PerplexityOptions& options, const std::function<void(double)>& progress = {});
 
 // Share of (token, layer, head) that are active in a forward pass; 1 for a dense model.
 double active_share(const models::LlamaOutput& output);

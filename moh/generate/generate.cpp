@@ -34,8 +34,7 @@ std::int64_t Sampler::operator()(const at::Tensor& logits) {
   std::iota(order.begin(), order.end(), 0);
   const bool truncated = options_.top_p < 1 || (options_.top_k > 0 && options_.top_k < size);
   if (truncated) {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int64_t a, std::int64_t b) { return values[a] > values[b]; });
+    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return values[a] > values[b]; });
     if (options_.top_k > 0) order.resize(std::min(size, options_.top_k));
   }
   std::vector<double> weights(order.size());

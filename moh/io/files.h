@@ -12,9 +12,9 @@ namespace moh::io {
 // Error if the file is missing, not a regular file, or larger than max_bytes.
 std::string read_file(const std::string& path, std::uint64_t max_bytes = std::uint64_t{1} << 32);
 
-// Writes under a temporary name in the same folder, fsyncs, renames over `path`, fsyncs the folder: after a crash the old
-// or the new content is there, whole. On any failure (disk full, read-only) the temporary file is removed and Error says
-// which path and why.
+// Writes under a temporary name in the same folder, fsyncs, renames over `path`, fsyncs the folder: after a crash the
+// old or the new content is there, whole. On any failure (disk full, read-only) the temporary file is removed and Error
+// says which path and why.
 void write_file(const std::string& path, std::string_view content);
 
 // The same for content produced piece by piece; `write` may be called any number of times.

@@ -9,7 +9,7 @@
 namespace moh::io {
 
 struct NpyHeader {
-  std::string dtype;                  // NumPy's name without byte order: u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8 b1
+  std::string dtype;  // NumPy's name without byte order: u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8 b1
   std::vector<std::int64_t> shape;
   std::size_t data_offset = 0;
 };

@@ -1,6 +1,6 @@
 // The safetensors format: 8 bytes of little-endian header length, a JSON header, then the tensors' bytes.
-// Torch-free. Every rule of the format is checked (header at most 100 MB, no duplicate keys, no holes, no overlaps, sizes
-// that cannot overflow); a damaged file is one Error "[safetensors] FILE: what is wrong".
+// Torch-free. Every rule of the format is checked (header at most 100 MB, no duplicate keys, no holes, no overlaps,
+// sizes that cannot overflow); a damaged file is one Error "[safetensors] FILE: what is wrong".
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ class SafetensorsFile {
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
 
   const std::string& path() const;
-  const std::vector<TensorView>& tensors() const;            // in the order of their offsets
-  const TensorView* find(const std::string& name) const;     // nullptr: not there
+  const std::vector<TensorView>& tensors() const;         // in the order of their offsets
+  const TensorView* find(const std::string& name) const;  // nullptr: not there
   const std::map<std::string, std::string>& metadata() const;
 
  private:

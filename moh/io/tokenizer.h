@@ -34,8 +34,8 @@ std::shared_ptr<const Tokenizer> bytes_tokenizer();
 // Names of the tokenizer files present in a folder (to be copied beside a converted model).
 std::vector<std::string> tokenizer_files(const std::string& folder);
 
-// Trains a SentencePiece BPE model with byte fallback (LLaMA's settings: <unk> 0, <s> 1, </s> 2, identity normalisation,
-// digits split, whitespace kept) on a text file and writes FOLDER/tokenizer.model.
+// Trains a SentencePiece BPE model with byte fallback (LLaMA's settings: <unk> 0, <s> 1, </s> 2, identity
+// normalisation, digits split, whitespace kept) on a text file and writes FOLDER/tokenizer.model.
 void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size);
 
 }  // namespace moh::io

@@ -10,7 +10,9 @@
 
 namespace moh::kernels {
 
-[[noreturn]] void fail_for_memory(size_t bytes) { fail("[head_attention] out of memory: cannot allocate ", bytes, " bytes"); }
+[[noreturn]] void fail_for_memory(size_t bytes) {
+  fail("[head_attention] out of memory: cannot allocate ", bytes, " bytes");
+}
 
 namespace {
 
@@ -18,8 +20,8 @@ std::string always() { return ""; }
 
 #ifdef MOH_HAVE_AVX512
 std::string avx512_missing() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                 __builtin_cpu_supports("avx512dq")
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
              ? ""
              : "this CPU has no AVX-512 (F, BW, VL, DQ)";
 }
@@ -74,7 +76,8 @@ std::string wanted_name(const std::string& name) {
 const std::vector<Backend>& head_attention_backends() {
   static const std::vector<Backend> table = {
 #ifdef MOH_HAVE_AVX512
-      {"avx512", true, cpu_unsupported, avx512_missing, avx512::head_attention_forward, avx512::head_attention_backward},
+      {"avx512", true, cpu_unsupported, avx512_missing, avx512::head_attention_forward,
+       avx512::head_attention_backward},
 #endif
 #ifdef MOH_HAVE_AVX2
       {"avx2", true, cpu_unsupported, avx2_missing, avx2::head_attention_forward, avx2::head_attention_backward},

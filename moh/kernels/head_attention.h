@@ -43,16 +43,16 @@ struct HeadAttentionParams {
   float* lse = nullptr;  // forward: written; backward: read
 
   // backward only
-  Input4 out_saved, grad_out;                 // [B, T, H, D]
-  Output4 grad_query, grad_key, grad_value;   // every element written
-  float* grad_gates = nullptr;                // [B, T, H] contiguous, every element written; nullptr: not wanted
-  float* grad_bias = nullptr;                 // [B, H, T, S] contiguous fp32, every element written; nullptr: not wanted
+  Input4 out_saved, grad_out;                // [B, T, H, D]
+  Output4 grad_query, grad_key, grad_value;  // every element written
+  float* grad_gates = nullptr;               // [B, T, H] contiguous, every element written; nullptr: not wanted
+  float* grad_bias = nullptr;                // [B, H, T, S] contiguous fp32, every element written; nullptr: not wanted
 
   Parallel parallel;
 };
 
-// One way of running the operator. The table is ordered best first; `automatic` is false for backends that run only when
-// asked for by name (the scalar reference).
+// One way of running the operator. The table is ordered best first; `automatic` is false for backends that run only
+// when asked for by name (the scalar reference).
 struct Backend {
   const char* name;
   bool automatic;

@@ -20,7 +20,8 @@ struct Parallel {
       for (int worker = 0; worker < num_workers; ++worker) body(worker);
       return;
     }
-    run(num_workers, [](void* context, int worker) { (*static_cast<F*>(context))(worker); },
+    run(
+        num_workers, [](void* context, int worker) { (*static_cast<F*>(context))(worker); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 };

@@ -30,7 +30,8 @@ void select_top_k(const float* scores, std::int64_t rows, std::int64_t num_route
                   std::int64_t* indices, const Parallel& parallel) {
   if (top_k == 0) return;
   constexpr std::int64_t kRowsPerWorker = 1024;  // below, starting a thread costs more than it brings
-  const auto workers = static_cast<int>(std::min<std::int64_t>(parallel.num_threads, (rows + kRowsPerWorker - 1) / kRowsPerWorker));
+  const auto workers =
+      static_cast<int>(std::min<std::int64_t>(parallel.num_threads, (rows + kRowsPerWorker - 1) / kRowsPerWorker));
   parallel(workers, [&](int worker) {
     const std::int64_t begin = rows * worker / workers, end = rows * (worker + 1) / workers;
     for (std::int64_t row = begin; row < end; ++row) {

@@ -12,10 +12,10 @@
 namespace moh::layers {
 
 struct MohAttentionWeights {
-  at::Tensor qkv_weight;                   // [3 * H * D, C], rows ordered (q, k, v) x head x D
-  std::optional<at::Tensor> qkv_bias;      // [3 * H * D]
-  at::Tensor proj_weight;                  // [C, H * D]
-  std::optional<at::Tensor> proj_bias;     // [C]
+  at::Tensor qkv_weight;                     // [3 * H * D, C], rows ordered (q, k, v) x head x D
+  std::optional<at::Tensor> qkv_bias;        // [3 * H * D]
+  at::Tensor proj_weight;                    // [C, H * D]
+  std::optional<at::Tensor> proj_bias;       // [C]
   std::optional<at::Tensor> wg, wg_1, wg_0;  // router, see ops::route_two_stage
 };
 
@@ -26,7 +26,7 @@ struct MohAttentionOptions {
 };
 
 struct MohAttentionOutput {
-  at::Tensor y;                  // [B, T, C]
+  at::Tensor y;  // [B, T, C]
   ops::Routing routing;
   at::Tensor load_balance_loss;  // scalar; undefined when nothing is routed
 };

@@ -21,8 +21,8 @@ Tensor rope_inverse_frequencies(std::int64_t head_dim, double theta, const RopeS
   // Llama 3.1: long waves are stretched by `factor`, short ones kept, those between interpolated.
   const double original = static_cast<double>(scaling.original_max_position_embeddings);
   const Tensor wavelengths = 2.0 * std::numbers::pi / frequencies;
-  const Tensor smooth = (original / wavelengths - scaling.low_freq_factor) /
-                        (scaling.high_freq_factor - scaling.low_freq_factor);
+  const Tensor smooth =
+      (original / wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
   const Tensor between = (1.0 - smooth) * frequencies / scaling.factor + smooth * frequencies;
   const Tensor is_long = wavelengths > original / scaling.low_freq_factor;
   const Tensor is_short = wavelengths < original / scaling.high_freq_factor;

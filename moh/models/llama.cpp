@@ -77,7 +77,8 @@ Llama::Llama(LlamaConfig config, io::NamedTensors tensors) : config_(std::move(c
   }
   if (config_.tie_word_embeddings) by_name.erase("lm_head.weight");  // the same tensor once more
   for (const auto& [name, tensor] : by_name) {
-    MOH_CHECK(is_derived(name), "[llama] tensor `", name, "` of the checkpoint has no place in the model of config.json");
+    MOH_CHECK(is_derived(name), "[llama] tensor `", name,
+              "` of the checkpoint has no place in the model of config.json");
   }
   bind();
 }
@@ -116,8 +117,8 @@ void Llama::bind() {
   embedding_ = by_name.at("model.embed_tokens.weight");
   final_norm_ = by_name.at("model.norm.weight");
   lm_head_ = config_.tie_word_embeddings ? embedding_ : by_name.at("lm_head.weight");
-  inverse_frequencies_ =
-      layers::rope_inverse_frequencies(config_.head_dim, config_.rope_theta, config_.rope_scaling).to(embedding_.device());
+  inverse_frequencies_ = layers::rope_inverse_frequencies(config_.head_dim, config_.rope_theta, config_.rope_scaling)
+                             .to(embedding_.device());
 }
 
 Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
@@ -206,10 +207,9 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   } else {
     const MohConfig& moh = *config_.moh;
     const std::int64_t shared = moh.shared_heads[index], top_k = moh.top_k[index];
-    ops::Routing routing =
-        moh.router == "norm"
-            ? ops::route_query_norm(plain_query, shared, top_k)
-            : ops::route_two_stage(x, layer.wg, layer.wg_1, layer.wg_0, heads, shared, top_k, moh.gates);
+    ops::Routing routing = moh.router == "norm" ? ops::route_query_norm(plain_query, shared, top_k)
+                                                : ops::route_two_stage(x, layer.wg, layer.wg_1, layer.wg_0, heads,
+                                                                       shared, top_k, moh.gates);
     if (moh.straight_through == "none" && moh.router == "norm") routing.gates = routing.gates.detach();
     const bool gradient_to_all = moh.straight_through == "all" && routing.gates.requires_grad();
     attended = gradient_to_all ? ops::head_attention_composite(query, key, value, routing.gates, bias, /*causal=*/true)
@@ -233,8 +233,8 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
 
   LlamaOutput output;
   const auto options = embedding_.options().requires_grad(false);
-  const Tensor positions = input.position_ids ? *input.position_ids
-                                              : at::arange(past, past + tokens, options.dtype(at::kLong));
+  const Tensor positions =
+      input.position_ids ? *input.position_ids : at::arange(past, past + tokens, options.dtype(at::kLong));
   const layers::RopeTable rope = layers::rope_table(inverse_frequencies_, positions);
   optional<Tensor> bias;
   if (input.attention_mask) {
@@ -256,9 +256,9 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
     hidden = hidden + attention(i, rms_norm(hidden, layer.input_norm, config_.rms_norm_eps), rope, bias, input, output,
                                 balance_losses);
     const Tensor x = rms_norm(hidden, layer.post_norm, config_.rms_norm_eps);
-    hidden = hidden + at::linear(at::silu(at::linear(x, layer.gate, layer.gate_bias)) *
-                                     at::linear(x, layer.up, layer.up_bias),
-                                 layer.down, layer.down_bias);
+    hidden = hidden +
+             at::linear(at::silu(at::linear(x, layer.gate, layer.gate_bias)) * at::linear(x, layer.up, layer.up_bias),
+                        layer.down, layer.down_bias);
   }
   if (input.cache != nullptr) input.cache->length += tokens;
   output.last_hidden = rms_norm(hidden, final_norm_, config_.rms_norm_eps);

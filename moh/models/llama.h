@@ -21,20 +21,20 @@ struct KvCache {
 };
 
 struct LlamaInput {
-  at::Tensor ids;                            // [B, T] int64
+  at::Tensor ids;                                 // [B, T] int64
   std::optional<at::Tensor> position_ids = {};    // [T] or [B, T]; default: 0.. or the cache's length..
   std::optional<at::Tensor> attention_mask = {};  // [B, S] of 0 and 1 over all keys; 0: padding
-  KvCache* cache = nullptr;                  // appended to
-  bool last_only = false;                    // logits of the last token alone, [B, 1, V]
-  bool keep_hidden = false;                  // record the input of every layer
+  KvCache* cache = nullptr;                       // appended to
+  bool last_only = false;                         // logits of the last token alone, [B, 1, V]
+  bool keep_hidden = false;                       // record the input of every layer
 };
 
 struct LlamaOutput {
-  at::Tensor logits;                     // [B, T, V]
-  std::vector<at::Tensor> hidden;        // per layer [B, T, C]; only with keep_hidden
-  at::Tensor last_hidden;                // [B, T, C] after the final norm
-  std::vector<ops::Routing> routing;     // one per layer of a MoH model (all-shared layers have empty indices)
-  at::Tensor load_balance_loss;          // mean over the layers that route, without beta; undefined if none does
+  at::Tensor logits;                  // [B, T, V]
+  std::vector<at::Tensor> hidden;     // per layer [B, T, C]; only with keep_hidden
+  at::Tensor last_hidden;             // [B, T, C] after the final norm
+  std::vector<ops::Routing> routing;  // one per layer of a MoH model (all-shared layers have empty indices)
+  at::Tensor load_balance_loss;       // mean over the layers that route, without beta; undefined if none does
 };
 
 struct ParameterSpec {

@@ -44,8 +44,8 @@ Json per_layer_json(const std::vector<std::int64_t>& values) {
 
 MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string& where) {
   MOH_CHECK(json.is_object(), "[", where, "] `moh` must be an object, got ", json.type_name());
-  static const std::vector<std::string> known = {"router", "select",  "shared_heads", "top_k",
-                                                 "beta",   "gates",   "balance",      "straight_through"};
+  static const std::vector<std::string> known = {"router", "select", "shared_heads", "top_k",
+                                                 "beta",   "gates",  "balance",      "straight_through"};
   for (const auto& item : json.items()) {
     if (std::find(known.begin(), known.end(), item.key()) != known.end()) continue;
     const std::string near = nearest_name(item.key(), known);
@@ -109,7 +109,8 @@ LlamaConfig parse_llama_config(const Json& json, const std::string& where) {
   MOH_CHECK(*type == "llama", "[", where, "] model_type ", type->dump(), " is not supported; supported: llama");
   LlamaConfig config;
   config.source = json;
-  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
+  for (const char* key :
+       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
     MOH_CHECK(json.contains(key), "[", where, "] `", key, "` is missing");
   }
   read(json, "vocab_size", config.vocab_size, where);
@@ -184,7 +185,8 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
   MOH_CHECK(config.num_attention_heads % config.num_key_value_heads == 0, "[", where, "] `num_attention_heads` ",
             config.num_attention_heads, " must be a multiple of `num_key_value_heads` ", config.num_key_value_heads);
   MOH_CHECK(config.rms_norm_eps >= 0 && config.rope_theta > 0, "[", where,
-            "] `rms_norm_eps` and `rope_theta` must be positive, got ", config.rms_norm_eps, " and ", config.rope_theta);
+            "] `rms_norm_eps` and `rope_theta` must be positive, got ", config.rms_norm_eps, " and ",
+            config.rope_theta);
   if (!config.moh) return;
   const MohConfig& moh = *config.moh;
   const auto one_of = [&](const char* key, const std::string& value, const std::vector<std::string>& known) {

@@ -11,15 +11,15 @@
 
 namespace moh::models {
 
-// What config.json holds under `moh`. shared_heads and top_k have one entry per layer; in the file a single number stands
-// for all layers. A layer with shared_heads + top_k == heads has every head active.
+// What config.json holds under `moh`. shared_heads and top_k have one entry per layer; in the file a single number
+// stands for all layers. A layer with shared_heads + top_k == heads has every head active.
 struct MohConfig {
   std::string router = "norm";  // "norm": parameter-free, by query norm; "two-stage": trained
   std::string select = "head";  // what the router selects: single heads
   std::vector<std::int64_t> shared_heads, top_k;
-  double beta = 0.01;                         // weight of the load-balance loss
-  std::string gates = "paper";                // two-stage gates: "paper" or "authors" (spec, section 1)
-  std::string balance = "paper";              // scale of the load-balance loss: "paper" or "authors" (times E)
+  double beta = 0.01;             // weight of the load-balance loss
+  std::string gates = "paper";    // two-stage gates: "paper" or "authors" (spec, section 1)
+  std::string balance = "paper";  // scale of the load-balance loss: "paper" or "authors" (times E)
   // Norm router: which scores get a gradient, "selected", "all", or "none" as in the authors' published inference code.
   std::string straight_through = "selected";
 };
@@ -42,8 +42,8 @@ struct LlamaConfig {
   double activated_share() const;
 };
 
-// Reads and checks config.json; `where` names it in errors. The authors' MoH-LLaMA folder, which says nothing of MoH but
-// names their modeling file in `auto_map`, becomes router norm with h/2 shared heads and K = h/4 (spec, section 1).
+// Reads and checks config.json; `where` names it in errors. The authors' MoH-LLaMA folder, which says nothing of MoH
+// but names their modeling file in `auto_map`, becomes router norm with h/2 shared heads and K = h/4 (spec, section 1).
 LlamaConfig parse_llama_config(const Json& json, const std::string& where);
 Json llama_config_json(const LlamaConfig& config);
 

@@ -24,8 +24,8 @@ LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64
   const bool skips_query = config.moh && config.moh->router == "two-stage";
   double idle_parameters = 0, attention = 0;
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const auto active = static_cast<double>(config.moh ? config.shared_heads(layer) + config.top_k(layer)
-                                                       : config.num_attention_heads);
+    const auto active =
+        static_cast<double>(config.moh ? config.shared_heads(layer) + config.top_k(layer) : config.num_attention_heads);
     idle_parameters += (heads - active) * projection * (skips_query ? 2 : 1);
     attention += active * per_head;
   }

@@ -1,5 +1,5 @@
-// Named language models. moh-llm-s and moh-llm-b are the paper's (appendix, model configurations); the small ones are for
-// trials and for the demo.
+// Named language models. moh-llm-s and moh-llm-b are the paper's (appendix, model configurations); the small ones are
+// for trials and for the demo.
 #include "moh/base/error.h"
 #include "moh/models/llama_config.h"
 

@@ -31,8 +31,8 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value, c
   MOH_CHECK(key.size(2) > 0 && query.size(2) % key.size(2) == 0, "[head_attention] ", query.size(2),
             " query heads must be a multiple of ", key.size(2), " key heads");
   MOH_CHECK(query.size(3) > 0, "[head_attention] head size must not be zero");
-  MOH_CHECK(gates.sizes() == query.sizes().slice(0, 3), "[head_attention] gates must be [B, T, H] = ",
-            query.sizes().slice(0, 3), ", got ", shape(gates));
+  MOH_CHECK(gates.sizes() == query.sizes().slice(0, 3),
+            "[head_attention] gates must be [B, T, H] = ", query.sizes().slice(0, 3), ", got ", shape(gates));
   MOH_CHECK(at::isFloatingType(query.scalar_type()) && query.scalar_type() == key.scalar_type() &&
                 query.scalar_type() == value.scalar_type(),
             "[head_attention] query, key and value must have one floating dtype, got ", query.scalar_type(), ", ",
@@ -46,8 +46,8 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value, c
     for (std::int64_t i = 1; fits && i <= bias->dim(); ++i) {
       fits = bias->size(-i) == 1 || bias->size(-i) == wanted[4 - i];
     }
-    MOH_CHECK(fits, "[head_attention] bias ", shape(*bias), " must be broadcastable to [B, H, T, S] = ",
-              at::IntArrayRef(wanted));
+    MOH_CHECK(fits, "[head_attention] bias ", shape(*bias),
+              " must be broadcastable to [B, H, T, S] = ", at::IntArrayRef(wanted));
     MOH_CHECK(bias->device() == query.device(), "[head_attention] bias must be on ", query.device(), ", got ",
               bias->device());
   }
@@ -126,7 +126,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward(const Tens
   const Tensor grad_gates = at::where(gates.eq(0), at::zeros({}, delta.options()), delta / gates.to(type));
   const Tensor grad_head = (grad * weights).masked_fill(gates.eq(0).unsqueeze(-1), 0);
 
-  const auto by_group = [&](const Tensor& tensor) { return tensor.reshape({tensor.size(0), kv_heads, -1, tensor.size(3)}); };
+  const auto by_group = [&](const Tensor& tensor) {
+    return tensor.reshape({tensor.size(0), kv_heads, -1, tensor.size(3)});
+  };
   const auto from_group = [&](const Tensor& tensor) { return tensor.transpose(1, 2); };
   const Tensor grad_rows = grouped(grad_head, kv_heads);  // [B, Hkv, G*T, D]
   const Tensor query_rows = grouped(query.to(type), kv_heads);
@@ -142,10 +144,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward(const Tens
 
 kernels::DType kernel_dtype(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return kernels::DType::kFloat32;
-    case at::kBFloat16: return kernels::DType::kBFloat16;
-    case at::kHalf: return kernels::DType::kFloat16;
-    default: return kernels::DType::kFloat64;
+    case at::kFloat:
+      return kernels::DType::kFloat32;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    case at::kHalf:
+      return kernels::DType::kFloat16;
+    default:
+      return kernels::DType::kFloat64;
   }
 }
 
@@ -278,9 +284,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward_meta(
   const auto statistics = statistics_options(query);
   return {at::empty_symint(query.sym_sizes(), query.options()), at::empty_symint(key.sym_sizes(), key.options()),
           at::empty_symint(value.sym_sizes(), value.options()), at::empty_symint(gates.sym_sizes(), statistics),
-          bias_gradient ? at::empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1), key.sym_size(1)},
-                                           statistics)
-                        : at::empty({0}, statistics)};
+          bias_gradient
+              ? at::empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1), key.sym_size(1)}, statistics)
+              : at::empty({0}, statistics)};
 }
 
 using ForwardOp = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
@@ -291,16 +297,14 @@ using BackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tens
                                                                       const Tensor&, bool, optional<double>, bool);
 
 const auto& forward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("moh::head_attention_forward", "")
-                             .typed<ForwardOp>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("moh::head_attention_forward", "").typed<ForwardOp>();
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("moh::head_attention_backward", "")
-                             .typed<BackwardOp>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("moh::head_attention_backward", "").typed<BackwardOp>();
   return op;
 }
 
@@ -330,8 +334,9 @@ class HeadAttentionFunction : public torch::autograd::Function<HeadAttentionFunc
     if (bias_gradient) {
       grad_bias = at::sum_to(grad_bias, bias.sym_sizes()).to(bias.scalar_type());
     }
-    return {grad_query, grad_key, grad_value, grad_gates.to(saved[3].scalar_type()),
-            bias_gradient ? grad_bias : Tensor(), Tensor(), Tensor()};
+    return {
+        grad_query, grad_key, grad_value, grad_gates.to(saved[3].scalar_type()), bias_gradient ? grad_bias : Tensor(),
+        Tensor(),   Tensor()};
   }
 };
 
@@ -381,8 +386,6 @@ TORCH_LIBRARY_IMPL(moh, Meta, m) {
   m.impl("head_attention_forward", &head_attention_forward_meta);
   m.impl("head_attention_backward", &head_attention_backward_meta);
 }
-TORCH_LIBRARY_IMPL(moh, Autograd, m) {
-  m.impl("head_attention_forward", &head_attention_forward_autograd);
-}
+TORCH_LIBRARY_IMPL(moh, Autograd, m) { m.impl("head_attention_forward", &head_attention_forward_autograd); }
 
 }  // namespace moh::ops

@@ -12,15 +12,15 @@
 
 namespace moh::ops {
 
-// out[b,t,h] = gates[b,t,h] * softmax_s(scale * <query[b,t,h], key[b,s,h / (H/Hkv)]> + bias[b,h,t,s]) value[b,s,h / (H/Hkv)]
-// (paper, section 3.2; gates multiply the head's output before the output projection).
+// out[b,t,h] = gates[b,t,h] * softmax_s(scale * <query[b,t,h], key[b,s,h / (H/Hkv)]> + bias[b,h,t,s]) value[b,s,h /
+// (H/Hkv)] (paper, section 3.2; gates multiply the head's output before the output projection).
 //
 //   query [B, T, H, D]; key, value [B, S, Hkv, D], H a multiple of Hkv; gates [B, T, H]; bias broadcastable to
 //   [B, H, T, S] (-inf hides a key); causal: token t sees s <= t + S - T; scale: 1/sqrt(D) unless given.
 //   Returns [B, T, H, D] in query's dtype, exactly zero where the gate is zero or no key is visible.
 //
-// Differentiable in query, key, value, gates and bias. The gradient of a gate is given where the gate is not zero and is
-// zero elsewhere: its value there would cost the very head that was skipped.
+// Differentiable in query, key, value, gates and bias. The gradient of a gate is given where the gate is not zero and
+// is zero elsewhere: its value there would cost the very head that was skipped.
 at::Tensor head_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const at::Tensor& gates, const std::optional<at::Tensor>& bias = std::nullopt,
                           bool causal = false, std::optional<double> scale = std::nullopt);

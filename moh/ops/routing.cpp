@@ -45,9 +45,9 @@ Tensor selected_mask(const Tensor& probabilities, const Tensor& indices) {
 
 Tensor select_top_k_composite(const Tensor& scores, std::int64_t top_k) {
   // A stable sort keeps the lower index first among equals; NaN would sort as largest.
-  const Tensor ordered = scores.detach().nan_to_num(-std::numeric_limits<double>::infinity(),
-                                                    std::numeric_limits<double>::infinity(),
-                                                    -std::numeric_limits<double>::infinity());
+  const Tensor ordered =
+      scores.detach().nan_to_num(-std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity(),
+                                 -std::numeric_limits<double>::infinity());
   return std::get<1>(at::sort(ordered, /*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, top_k).contiguous();
 }
 
@@ -110,8 +110,8 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
   const Tensor indices = select_top_k(probabilities, top_k);
   Tensor routed = probabilities * selected_mask(probabilities, indices);
   if (authors) {
-    const double eps = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                      : std::numeric_limits<float>::epsilon();
+    const double eps =
+        x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
     routed = routed / routed.sum(-1, /*keepdim=*/true).clamp_min(eps) * static_cast<double>(top_k);
   }
   if (shared_heads == 0) return {routed, indices, probabilities};
@@ -149,7 +149,8 @@ Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::in
 Tensor load_balance_loss(const Tensor& probabilities, const Tensor& indices, const std::string& form) {
   const bool authors = is_authors_form(form, "load_balance_loss");
   const std::int64_t num_routed = probabilities.size(-1);
-  MOH_CHECK(num_routed > 0, "[load_balance_loss] probabilities must be [..., E] with E > 0, got ", probabilities.sizes());
+  MOH_CHECK(num_routed > 0, "[load_balance_loss] probabilities must be [..., E] with E > 0, got ",
+            probabilities.sizes());
   const Tensor rows = probabilities.reshape({-1, num_routed});
   const Tensor load = selected_mask(rows.detach(), indices.reshape({-1, indices.size(-1)})).mean(0);
   const Tensor loss = (rows.mean(0) * load).sum();
@@ -174,11 +175,10 @@ TORCH_LIBRARY_FRAGMENT(moh, m) {
       [=](const Tensor& query, std::int64_t shared_heads, std::int64_t top_k) {
         return as_tuple(route_query_norm(query, shared_heads, top_k));
       });
-  m.def(
-      "load_balance_loss(Tensor probabilities, Tensor indices, *, str form='paper') -> Tensor",
-      [](const Tensor& probabilities, const Tensor& indices, std::string form) {
-        return load_balance_loss(probabilities, indices, form);
-      });
+  m.def("load_balance_loss(Tensor probabilities, Tensor indices, *, str form='paper') -> Tensor",
+        [](const Tensor& probabilities, const Tensor& indices, std::string form) {
+          return load_balance_loss(probabilities, indices, form);
+        });
 }
 TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) { m.impl("select_top_k", &select_top_k_any_device); }
 TORCH_LIBRARY_IMPL(moh, Meta, m) { m.impl("select_top_k", &select_top_k_meta); }

@@ -1,6 +1,6 @@
-// Routers: which heads a token uses and with what gate. Composite LibTorch forms (any device and dtype) around one kernel,
-// the Top-K selection. Scores are computed in fp32 (fp64 for fp64 input) whatever the input's dtype, also under autocast;
-// equal scores go to the lower head index.
+// Routers: which heads a token uses and with what gate. Composite LibTorch forms (any device and dtype) around one
+// kernel, the Top-K selection. Scores are computed in fp32 (fp64 for fp64 input) whatever the input's dtype, also under
+// autocast; equal scores go to the lower head index.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,21 +21,22 @@ at::Tensor select_top_k(const at::Tensor& scores, std::int64_t top_k);
 
 // The trained router. x [..., C]; wg = W_r [E, C], wg_1 = W_s [shared, C], wg_0 = W_h [2, C] (names of the authors'
 // checkpoints); a matrix that the case does not need may be absent (spec, section 1).
-//   form "paper"   (section 3.2): a_1 * softmax(W_s x) for shared heads, a_2 * softmax(W_r x) for the Top-K routed ones.
-//   form "authors" (their ViT and DiT code): the same with factors shared, K and 2, and the routed gates renormalised over
+//   form "paper"   (section 3.2): a_1 * softmax(W_s x) for shared heads, a_2 * softmax(W_r x) for the Top-K routed
+//   ones. form "authors" (their ViT and DiT code): the same with factors shared, K and 2, and the routed gates
+//   renormalised over
 //                  the selected K, so that uniform scores make every active gate 1.
 Routing route_two_stage(const at::Tensor& x, const std::optional<at::Tensor>& wg, const std::optional<at::Tensor>& wg_1,
                         const std::optional<at::Tensor>& wg_0, std::int64_t num_heads, std::int64_t shared_heads,
                         std::int64_t top_k, const std::string& form);
 
 // The parameter-free router of MoH-LLaMA (section 3.4). query [..., H, D] before RoPE: a routed head's score is the L2
-// norm of its query, divided by the (unbiased) standard deviation over the token's routed heads, through a softmax. Equal
-// norms, or one routed head, give uniform scores. Gates are 1 for shared and selected heads, 0 otherwise; backward is
-// straight-through: the gradient of a gate goes to its score.
+// norm of its query, divided by the (unbiased) standard deviation over the token's routed heads, through a softmax.
+// Equal norms, or one routed head, give uniform scores. Gates are 1 for shared and selected heads, 0 otherwise;
+// backward is straight-through: the gradient of a gate goes to its score.
 Routing route_query_norm(const at::Tensor& query, std::int64_t shared_heads, std::int64_t top_k);
 
-// sum_i P_i f_i over the routed heads, P_i = mean probability, f_i = share of tokens that selected head i (no gradient).
-// form "paper": as is (section 3.3); form "authors": times E. A scalar.
+// sum_i P_i f_i over the routed heads, P_i = mean probability, f_i = share of tokens that selected head i (no
+// gradient). form "paper": as is (section 3.3); form "authors": times E. A scalar.
 at::Tensor load_balance_loss(const at::Tensor& probabilities, const at::Tensor& indices, const std::string& form);
 
 }  // namespace moh::ops

@@ -23,9 +23,8 @@ LanguageTask::LanguageTask(models::Llama model, data::TokenStream train, std::op
             " does not fit into the model's context of ", config.max_position_embeddings);
   MOH_CHECK(options_.distill_weight >= 0 && options_.distill_weight <= 1,
             "[train] distill weight must be in 0..1, got ", options_.distill_weight);
-  MOH_CHECK(!teacher_ || teacher_->config().vocab_size == config.vocab_size,
-            "[train] the teacher's vocabulary of ", teacher_ ? teacher_->config().vocab_size : 0,
-            " is not the model's of ", config.vocab_size);
+  MOH_CHECK(!teacher_ || teacher_->config().vocab_size == config.vocab_size, "[train] the teacher's vocabulary of ",
+            teacher_ ? teacher_->config().vocab_size : 0, " is not the model's of ", config.vocab_size);
   model_.set_requires_grad(true);
   if (teacher_) teacher_->set_requires_grad(false);
 }
@@ -72,10 +71,9 @@ BatchLoss LanguageTask::loss(std::int64_t position, std::int64_t count) {
 
 std::optional<Validation> LanguageTask::validate() {
   if (!valid_) return std::nullopt;
-  const auto result = eval::perplexity(model_, *valid_,
-                                       {.sequence = options_.sequence,
-                                        .max_windows = options_.valid_windows,
-                                        .autocast = options_.autocast});
+  const auto result = eval::perplexity(
+      model_, *valid_,
+      {.sequence = options_.sequence, .max_windows = options_.valid_windows, .autocast = options_.autocast});
   return Validation{result.nll, result.perplexity, result.active_heads};
 }
 

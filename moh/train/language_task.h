@@ -16,7 +16,7 @@ struct LanguageTaskOptions {
   std::int64_t sequence = 512;
   std::uint64_t seed = 0;
   std::optional<at::ScalarType> autocast;
-  double distill_weight = 1.0;     // with a teacher: loss = weight * KL(teacher || student) + (1 - weight) * cross-entropy
+  double distill_weight = 1.0;  // with a teacher: loss = weight * KL(teacher || student) + (1 - weight) * cross-entropy
   std::int64_t valid_windows = 0;  // windows of the validation stream; 0: all
   std::string companions;          // folder whose tokenizer files belong beside the saved model; "": none
 };

@@ -1,4 +1,5 @@
-// Learning rate over a run: linear warm-up from 1e-7, then a cosine down to a share of the peak (paper, language models).
+// Learning rate over a run: linear warm-up from 1e-7, then a cosine down to a share of the peak (paper, language
+// models).
 #pragma once
 
 #include <cstdint>

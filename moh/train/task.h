@@ -12,12 +12,12 @@
 namespace moh::train {
 
 struct BatchLoss {
-  at::Tensor objective;             // scalar that is differentiated: everything, weighted
-  double loss = 0;                  // the task's own loss
-  double load_balance_loss = 0;     // mean over the routed layers, without beta
+  at::Tensor objective;          // scalar that is differentiated: everything, weighted
+  double loss = 0;               // the task's own loss
+  double load_balance_loss = 0;  // mean over the routed layers, without beta
   std::optional<double> distill_loss;
-  double active_heads = 1;          // share measured on this batch
-  std::int64_t items = 0;           // tokens or images
+  double active_heads = 1;  // share measured on this batch
+  std::int64_t items = 0;   // tokens or images
 };
 
 struct Validation {

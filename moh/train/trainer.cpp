@@ -63,8 +63,8 @@ void check_train_config(const TrainConfig& config) {
   at_least("log_every", config.log_every, 1);
   at_least("validate_every", config.validate_every, 0);
   at_least("checkpoint_every", config.checkpoint_every, 0);
-  MOH_CHECK(config.batch % config.accumulate == 0, "[train] batch ", config.batch,
-            " must be a multiple of accumulate ", config.accumulate);
+  MOH_CHECK(config.batch % config.accumulate == 0, "[train] batch ", config.batch, " must be a multiple of accumulate ",
+            config.accumulate);
   MOH_CHECK(config.lr > 0 && std::isfinite(config.lr), "[train] lr must be positive, got ", config.lr);
   MOH_CHECK(config.final_lr >= 0 && config.weight_decay >= 0 && config.clip >= 0,
             "[train] final_lr, weight_decay and clip must be at least 0");

@@ -1,7 +1,7 @@
 // The training loop: schedule, accumulation, clipping, AdamW, validation, log, checkpoints, resume to the bit.
 //
-// A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/ (each
-// complete or absent: written under another name, synced, renamed) and at the end the model itself.
+// A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/
+// (each complete or absent: written under another name, synced, renamed) and at the end the model itself.
 #pragma once
 
 #include <atomic>

@@ -11,8 +11,9 @@ namespace {
 
 using moh::data::StoryGrammar;
 
-// Reading left to right, the alternative that was chosen is always recognised by its beginning: each begins with literal
-// text (or, for a rule of sentences, with a name bound before), and none begins another. Then no text has two derivations.
+// Reading left to right, the alternative that was chosen is always recognised by its beginning: each begins with
+// literal text (or, for a rule of sentences, with a name bound before), and none begins another. Then no text has two
+// derivations.
 TEST(Stories, AlternativesDifferFromTheBeginning) {
   const StoryGrammar grammar;
   for (const auto& [name, alternatives] : grammar.rules()) {
@@ -74,7 +75,10 @@ TEST(Stories, LookBackOverTheStory) {
   EXPECT_LT(words / 500, 150);
   EXPECT_GT(vocabulary.size(), 200U);
   std::uint64_t again = 9;
-  EXPECT_EQ(grammar.sample(again).text, [&] { std::uint64_t same = 9; return grammar.sample(same).text; }());
+  EXPECT_EQ(grammar.sample(again).text, [&] {
+    std::uint64_t same = 9;
+    return grammar.sample(same).text;
+  }());
 }
 
 }  // namespace

@@ -1,10 +1,9 @@
-// Golden files: every *.safetensors of a folder is a case that describes itself in its metadata. Knows no file by name and
-// no shape by heart. MOH_GOLDEN_DIR names the folder; without it ../shared/golden beside the checkout if that is there,
-// else the project's own tests/golden/data.
+// Golden files: every *.safetensors of a folder is a case that describes itself in its metadata. Knows no file by name
+// and no shape by heart. MOH_GOLDEN_DIR names the folder; without it ../shared/golden beside the checkout if that is
+// there, else the project's own tests/golden/data.
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -87,8 +86,7 @@ void expect_close(const GoldenFile& file, const std::string& name, const Tensor&
 
 void expect_gradient(const GoldenFile& file, const std::string& name, const Tensor& actual, const std::string& prefix) {
   ASSERT_TRUE(actual.defined()) << file.path << ": " << name << " is missing";
-  expect_close(file, name, actual,
-               1e-5 * file[name].abs().max().item<double>() + 1e-6 * file.gradient_scale(prefix));
+  expect_close(file, name, actual, 1e-5 * file[name].abs().max().item<double>() + 1e-6 * file.gradient_scale(prefix));
 }
 
 // Rows of chosen heads, compared as sets.
@@ -101,8 +99,8 @@ void expect_same_sets(const GoldenFile& file, const std::string& name, const Ten
 
 void expect_exact(const GoldenFile& file, const std::string& name, const Tensor& actual) {
   ++tensors_compared;
-  EXPECT_TRUE(at::equal(actual.reshape(file[name].sizes()), file[name])) << file.path << ": " << name << "\ngot "
-                                                                        << actual << "\nexpected " << file[name];
+  EXPECT_TRUE(at::equal(actual.reshape(file[name].sizes()), file[name]))
+      << file.path << ": " << name << "\ngot " << actual << "\nexpected " << file[name];
 }
 
 std::map<std::string, Tensor> leaf_parameters(const GoldenFile& file) {
@@ -146,8 +144,8 @@ void check_dit_attention(const GoldenFile& file) {
   if (file.has("gate.routed_probs")) expect_close(file, "gate.routed_probs", output.routing.probabilities, kLayerAtol);
   if (file.has("gate.head_out")) {
     const c10::NoGradGuard no_grad;
-    const Tensor qkv = at::linear(x, weights.qkv_weight, weights.qkv_bias)
-                           .reshape({x.size(0), x.size(1), 3, heads, -1});
+    const Tensor qkv =
+        at::linear(x, weights.qkv_weight, weights.qkv_bias).reshape({x.size(0), x.size(1), 3, heads, -1});
     const Tensor ones = at::ones_like(output.routing.gates);
     expect_close(file, "gate.head_out",
                  moh::ops::head_attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), ones), kLayerAtol);
@@ -229,8 +227,7 @@ void check_llama_attention_ste(const GoldenFile& file) {
       clear_gradients(leaves, x);
       const LlamaLayer layer = llama_layer(file, leaves, x, /*detach_gates=*/false, all);
       check_llama_layer_values(file, layer);
-      const Tensor paper =
-          moh::ops::load_balance_loss(layer.routing.probabilities, layer.routing.indices, "paper");
+      const Tensor paper = moh::ops::load_balance_loss(layer.routing.probabilities, layer.routing.indices, "paper");
       expect_close(file, "out.balance_loss_paper", paper, kLayerAtol);
       expect_close(file, "out.balance_loss_code_scale",
                    moh::ops::load_balance_loss(layer.routing.probabilities, layer.routing.indices, "authors"),
@@ -255,16 +252,14 @@ void check_greedy(const GoldenFile& file, const moh::models::Llama& model) {
   const auto differ = std::mismatch(all.begin(), all.end(), inputs.begin(), inputs.end());
   std::vector<std::int64_t> got(all.begin(), differ.first);
   ASSERT_FALSE(got.empty()) << file.path << ": greedy.tokens and in.input_ids share no prompt";
-  const auto result =
-      moh::generate::generate(model, got, static_cast<std::int64_t>(all.size() - got.size()), {}, {});
+  const auto result = moh::generate::generate(model, got, static_cast<std::int64_t>(all.size() - got.size()), {}, {});
   got.insert(got.end(), result.ids.begin(), result.ids.end());
   expect_exact(file, "greedy.tokens", at::tensor(got, at::TensorOptions(at::kLong)));
 }
 
 Tensor next_token_loss(const Tensor& logits, const Tensor& ids) {
   const std::int64_t tokens = ids.size(1);
-  return at::cross_entropy_loss(logits.narrow(1, 0, tokens - 1).flatten(0, 1),
-                                ids.narrow(1, 1, tokens - 1).flatten());
+  return at::cross_entropy_loss(logits.narrow(1, 0, tokens - 1).flatten(0, 1), ids.narrow(1, 1, tokens - 1).flatten());
 }
 
 void check_llama_folder(const GoldenFile& file, const std::string& folder) {
@@ -312,9 +307,8 @@ void check_llama_folder(const GoldenFile& file, const std::string& folder) {
   }
   if (file.has("padded.logits")) {
     const Tensor mask = file["padded.attention_mask"];
-    const auto padded = model.forward({.ids = file["padded.input_ids"],
-                                       .position_ids = file["padded.position_ids"],
-                                       .attention_mask = mask});
+    const auto padded = model.forward(
+        {.ids = file["padded.input_ids"], .position_ids = file["padded.position_ids"], .attention_mask = mask});
     const Tensor visible = mask.unsqueeze(-1).ne(0);
     expect_close(file, "padded.logits", at::where(visible, padded.logits, file["padded.logits"]), kModelAtol);
   }

@@ -1,4 +1,5 @@
-// LLaMA: presets, configuration, loading, caching, sampling; the stories260K checkpoint where it lies beside the project.
+// LLaMA: presets, configuration, loading, caching, sampling; the stories260K checkpoint where it lies beside the
+// project.
 #include "moh/models/llama.h"
 
 #include <ATen/ATen.h>

@@ -53,14 +53,15 @@ Tensor oracle(const Inputs& in, bool with_bias, bool causal, std::optional<doubl
   return (out * in.gates.to(at::kDouble).unsqueeze(-1)).masked_fill(sees_none, 0);
 }
 
-const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},    {2, 5, 5, 4, 2, 8},   {1, 33, 33, 6, 3, 24}, {2, 7, 19, 8, 1, 16},
-                         {1, 19, 7, 4, 4, 64},  {1, 70, 70, 2, 2, 96}, {1, 130, 130, 3, 1, 72}};
+const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},   {2, 5, 5, 4, 2, 8},    {1, 33, 33, 6, 3, 24},  {2, 7, 19, 8, 1, 16},
+                         {1, 19, 7, 4, 4, 64}, {1, 70, 70, 2, 2, 96}, {1, 130, 130, 3, 1, 72}};
 
 class OnBackend : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     for (const auto& backend : moh::kernels::head_attention_backends()) {
-      if (backend.name == GetParam() && !backend.unavailable_reason().empty()) GTEST_SKIP() << backend.unavailable_reason();
+      if (backend.name == GetParam() && !backend.unavailable_reason().empty())
+        GTEST_SKIP() << backend.unavailable_reason();
     }
     moh::kernels::force_backend(GetParam());
     at::manual_seed(1);

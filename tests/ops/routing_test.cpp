@@ -7,39 +7,24 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moh/kernels/reference/routing.h"
+
 namespace {
 
 using at::Tensor;
 using namespace moh::ops;
 
-// Two-stage gates of one token, straight from the formulas (spec, section 1).
-std::vector<double> two_stage(const Tensor& x, const Tensor& wg, const Tensor& wg_1, const Tensor& wg_0, int shared,
-                              int routed, int top_k, bool authors) {
-  const auto softmax_of = [&](const Tensor& weight) {
-    const Tensor scores = at::mv(weight, x);
-    std::vector<double> p(scores.numel());
-    double sum = 0;
-    for (std::size_t i = 0; i < p.size(); ++i) sum += p[i] = std::exp(scores[i].item<double>());
-    for (double& value : p) value /= sum;
-    return p;
-  };
-  std::vector<double> gates(shared + routed, 0.0);
-  const auto ps = shared > 1 ? softmax_of(wg_1) : std::vector<double>(shared, 1.0);
-  for (int i = 0; i < shared; ++i) gates[i] = authors && shared > 1 ? shared * ps[i] : ps[i];
-  if (top_k == 0) return gates;
-  const auto pr = softmax_of(wg);
-  std::vector<int> order(routed);
-  for (int i = 0; i < routed; ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pr[a] > pr[b]; });
-  double chosen = 0;
-  for (int i = 0; i < top_k; ++i) chosen += pr[order[i]];
-  for (int i = 0; i < top_k; ++i) {
-    gates[shared + order[i]] = authors ? top_k * pr[order[i]] / chosen : pr[order[i]];
-  }
-  if (shared == 0) return gates;
-  const auto kind = softmax_of(wg_0);
-  for (int i = 0; i < shared + routed; ++i) gates[i] *= kind[i < shared ? 0 : 1] * (authors ? 2 : 1);
-  return gates;
+namespace reference = moh::kernels::reference;
+
+std::vector<double> numbers(const Tensor& row) {
+  const Tensor flat = row.to(at::kDouble).contiguous();
+  return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
+}
+
+reference::Matrix rows_of(const Tensor& matrix) {
+  reference::Matrix rows;
+  for (std::int64_t i = 0; i < matrix.size(0); ++i) rows.push_back(numbers(matrix[i]));
+  return rows;
 }
 
 TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
@@ -58,9 +43,11 @@ TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
       ASSERT_EQ(routing.gates.sizes(), (at::IntArrayRef{2, 5, c.heads}));
       for (int b = 0; b < 2; ++b) {
         for (int t = 0; t < 5; ++t) {
-          const auto expected = two_stage(x[b][t], wg, wg_1, wg_0, c.shared, routed, c.top_k, authors);
+          const auto expected = reference::route_two_stage(
+              numbers(x[b][t]), rows_of(wg), rows_of(wg_1), rows_of(wg_0), c.heads, c.shared, c.top_k,
+              authors ? reference::GateForm::kAuthors : reference::GateForm::kPaper);
           for (int head = 0; head < c.heads; ++head) {
-            EXPECT_NEAR(routing.gates[b][t][head].item<double>(), expected[head], 1e-12)
+            EXPECT_NEAR(routing.gates[b][t][head].item<double>(), expected.gates[head], 1e-12)
                 << c.heads << " " << c.shared << " " << c.top_k << " authors=" << authors << " head " << head;
           }
         }
@@ -71,7 +58,8 @@ TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
 
 TEST(RouteTwoStage, UniformScoresGiveGatesOfOneInTheAuthorsForm) {
   const Tensor zero = at::zeros({8, 4}), x = at::randn({1, 3, 4});
-  const auto routing = route_two_stage(x, zero.narrow(0, 0, 5), zero.narrow(0, 0, 3), zero.narrow(0, 0, 2), 8, 3, 2, "authors");
+  const auto routing =
+      route_two_stage(x, zero.narrow(0, 0, 5), zero.narrow(0, 0, 3), zero.narrow(0, 0, 2), 8, 3, 2, "authors");
   EXPECT_TRUE(at::allclose(routing.gates.sum(-1), at::full({1, 3}, 5.0)));
   EXPECT_TRUE(at::equal(routing.indices, at::tensor({0, 1}, at::kLong).expand({1, 3, 2})));  // ties: lower index
 }
@@ -88,7 +76,7 @@ TEST(RouteTwoStage, OneRoutedHeadGetsNoTaskGradientInTheAuthorsForm) {
 
 TEST(RouteTwoStage, SaysWhatIsWrong) {
   const Tensor x = at::randn({1, 2, 4});
-  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 3, 2, "paper"), std::exception);            // wg missing
+  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 3, 2, "paper"), std::exception);                 // wg missing
   EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 6, "paper"), std::exception);  // top_k > E
   EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 2, "official"), std::exception);
   EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 0, 0, "paper"), std::exception);  // nothing active
@@ -98,19 +86,30 @@ TEST(RouteQueryNorm, MatchesTheFormula) {
   at::manual_seed(6);
   const Tensor query = at::randn({2, 3, 8, 5}, at::kDouble);
   const auto routing = route_query_norm(query, 3, 2);
+  std::vector<reference::TokenRouting> tokens;
   for (int b = 0; b < 2; ++b) {
     for (int t = 0; t < 3; ++t) {
+      tokens.push_back(reference::route_query_norm(rows_of(query[b][t]), 3, 2));
+      for (int i = 0; i < 5; ++i) {
+        EXPECT_NEAR(routing.probabilities[b][t][i].item<double>(), tokens.back().probabilities[i], 1e-12);
+      }
       double norms[5], mean = 0, variance = 0, sum = 0;
       for (int i = 0; i < 5; ++i) mean += (norms[i] = query[b][t][3 + i].norm().item<double>()) / 5;
       for (const double norm : norms) variance += (norm - mean) * (norm - mean) / 4;
       for (const double norm : norms) sum += std::exp(norm / std::sqrt(variance));
       for (int i = 0; i < 5; ++i) {
-        EXPECT_NEAR(routing.probabilities[b][t][i].item<double>(), std::exp(norms[i] / std::sqrt(variance)) / sum, 1e-12);
+        EXPECT_NEAR(routing.probabilities[b][t][i].item<double>(), std::exp(norms[i] / std::sqrt(variance)) / sum,
+                    1e-12);
         const int better = static_cast<int>(std::count_if(norms, norms + 5, [&](double n) { return n > norms[i]; }));
         EXPECT_EQ(routing.gates[b][t][3 + i].item<double>(), better < 2 ? 1.0 : 0.0);
       }
       for (int i = 0; i < 3; ++i) EXPECT_EQ(routing.gates[b][t][i].item<double>(), 1.0);
     }
+  }
+  for (const auto& [form, name] :
+       {std::pair(reference::GateForm::kPaper, "paper"), std::pair(reference::GateForm::kAuthors, "authors")}) {
+    EXPECT_NEAR(load_balance_loss(routing.probabilities, routing.indices, name).item<double>(),
+                reference::load_balance_loss(tokens, form), 1e-12);
   }
 }
 

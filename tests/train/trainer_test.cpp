@@ -70,8 +70,8 @@ class TrainerTest : public testing::Test {
                             std::int64_t stop_at = 0, bool resume = false, bool distill = false) {
     const std::string out = folder_ / name;
     const std::string checkpoint = resume ? newest_checkpoint(out) : "";
-    auto model = resume ? moh::models::Llama::load(checkpoint)
-                        : moh::models::Llama::initialize(tiny(router), train_config.seed);
+    auto model =
+        resume ? moh::models::Llama::load(checkpoint) : moh::models::Llama::initialize(tiny(router), train_config.seed);
     LanguageTaskOptions options;
     options.sequence = train_config.sequence;
     options.seed = train_config.seed;
@@ -81,8 +81,9 @@ class TrainerTest : public testing::Test {
     auto stream = moh::data::TokenStream::open(data_, nullptr, 64);
     LanguageTask task(std::move(model), stream, stream, std::move(teacher), options);
     std::atomic<bool> stop{false};
-    Trainer trainer(train_config, task, out,
-                    {.on_log = {}, .on_step = [&](std::int64_t step, std::int64_t, double) { stop = step == stop_at; }});
+    Trainer trainer(train_config, task, out, {.on_log = {}, .on_step = [&](std::int64_t step, std::int64_t, double) {
+                                                stop = step == stop_at;
+                                              }});
     if (resume) trainer.resume(checkpoint);
     EXPECT_EQ(trainer.run(stop), stop_at == 0);
     std::vector<double> losses;
@@ -133,7 +134,8 @@ TEST_F(TrainerTest, KeepsTheLastCheckpointsAlone) {
   settings.keep = 3;
   train(settings, "keep");
   std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder_ / "keep" / "checkpoints")) names.insert(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(folder_ / "keep" / "checkpoints"))
+    names.insert(entry.path().filename());
   EXPECT_EQ(names, (std::set<std::string>{"step-8", "step-10", "step-12"}));
 }
 

@@ -1,4 +1,5 @@
-// Entry points of the CPU kernels, one pair per instruction set (cmake/MohKernels.cmake builds the sources once for each).
+// Entry points of the CPU kernels, one pair per instruction set (cmake/MohKernels.cmake builds the sources once for
+// each).
 #pragma once
 
 #include "moh/kernels/head_attention.h"

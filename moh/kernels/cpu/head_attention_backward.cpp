@@ -6,12 +6,12 @@
 //   dS = P * (dA V^T - delta)    grad_bias = dS
 //   grad_query = scale * dS K    grad_key += scale * dS^T q
 //
-// Only rows that selected the head are gathered; no T x S memory. Blocks of 96 rows x 128 keys. Deterministic: a task owns
-// the gradients of one KV head's keys for its rows; where there are fewer KV heads than threads want, the rows are cut into
-// parts whose gradients of keys are added in the order of the parts.
-#include "moh/kernels/cpu/work.h"
-
+// Only rows that selected the head are gathered; no T x S memory. Blocks of 96 rows x 128 keys. Deterministic: a task
+// owns the gradients of one KV head's keys for its rows; where there are fewer KV heads than threads want, the rows are
+// cut into parts whose gradients of keys are added in the order of the parts.
 #include <math.h>
+
+#include "moh/kernels/cpu/work.h"
 
 namespace moh::kernels::MOH_ISA {
 namespace {
@@ -82,10 +82,10 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
   const int64_t last = visible[count - 1];
   for (int64_t key_begin = 0; key_begin < last; key_begin += kBlockKeys) {
     const int64_t key_end = min_of(key_begin + kBlockKeys, last);
-    block_scores(scratch.scores.data, scratch.query.data, padded, count, visible, packed.keys_transposed.data, dim, key_begin,
-                 key_end);
-    block_scores(scratch.grad_scores.data, scratch.grad.data, padded, count, visible, packed.values_transposed.data, dim,
+    block_scores(scratch.scores.data, scratch.query.data, padded, count, visible, packed.keys_transposed.data, dim,
                  key_begin, key_end);
+    block_scores(scratch.grad_scores.data, scratch.grad.data, padded, count, visible, packed.values_transposed.data,
+                 dim, key_begin, key_end);
     int64_t first = 0;  // rows before, in whole tiles, see none of these keys
     while (first < count && visible[min_of(first + kRows, count) - 1] <= key_begin) first += kRows;
     const int64_t block_keys = key_end - key_begin;
@@ -118,8 +118,8 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    write_row(at(p.grad_query, p.dtype, b, rows[i], h), p.grad_query.stride[3], &scratch.grad_query[i * padded], dim, p.dtype,
-              p.scale);
+    write_row(at(p.grad_query, p.dtype, b, rows[i], h), p.grad_query.stride[3], &scratch.grad_query[i * padded], dim,
+              p.dtype, p.scale);
   }
 }
 
@@ -162,9 +162,10 @@ void head_attention_backward(const HeadAttentionParams& p) {
     for (int64_t s = 0; s < p.keys; ++s) {
       const int64_t b = kv / p.num_kv_heads, kv_head = kv % p.num_kv_heads;
       // The rows were scaled by scale * log2(e) for the scores.
-      write_row(at(p.grad_key, p.dtype, b, s, kv_head), p.grad_key.stride[3], grad_key + s * padded, p.head_dim, p.dtype, kLn2);
-      write_row(at(p.grad_value, p.dtype, b, s, kv_head), p.grad_value.stride[3], grad_value + s * padded, p.head_dim, p.dtype,
-                1.0F);
+      write_row(at(p.grad_key, p.dtype, b, s, kv_head), p.grad_key.stride[3], grad_key + s * padded, p.head_dim,
+                p.dtype, kLn2);
+      write_row(at(p.grad_value, p.dtype, b, s, kv_head), p.grad_value.stride[3], grad_value + s * padded, p.head_dim,
+                p.dtype, 1.0F);
     }
   };
 
@@ -194,8 +195,8 @@ void head_attention_backward(const HeadAttentionParams& p) {
             pack_rows(packed.keys.data, p.key, p, b, kv_head, p.keys, capacity, padded, scratch.row.data);
             is_packed = true;
           }
-          backward_block(p, b, h, lists.begin(bh) + row, min_of(kBlockRows, lists.count(bh) - row), packed, capacity, padded,
-                         scratch, grad_key, grad_value);
+          backward_block(p, b, h, lists.begin(bh) + row, min_of(kBlockRows, lists.count(bh) - row), packed, capacity,
+                         padded, scratch, grad_key, grad_value);
         }
       }
       if (parts == 1) write_gradients(kv, grad_key, grad_value);

@@ -2,20 +2,22 @@
 //
 //   out[b,t,h] = gate * softmax(scale * q K^T + bias) V   for the tokens whose gate of head h is not zero
 //
-// Fused: gather of the rows that selected the head, scores, mask, bias, online softmax, values, gate. Read once: query rows
-// that are used, keys and values (packed per KV head, in fp32); written once: out and lse. No T x S memory. Two ways:
+// Fused: gather of the rows that selected the head, scores, mask, bias, online softmax, values, gate. Read once: query
+// rows that are used, keys and values (packed per KV head, in fp32); written once: out and lse. No T x S memory. Two
+// ways:
 //   blocks: 96 rows x 128 keys, three passes (scores, softmax, values) so that each operand block stays in L1;
-//   few rows (decode): keys and values are read in place, once for all heads of the group, split over threads if need be.
-#include "moh/kernels/cpu/work.h"
-
+//   few rows (decode): keys and values are read in place, once for all heads of the group, split over threads if need
+//   be.
 #include <math.h>
+
+#include "moh/kernels/cpu/work.h"
 
 namespace moh::kernels::MOH_ISA {
 namespace {
 
-constexpr int64_t kFewRows = 8;          // of a KV head: packing would cost more than it saves
-constexpr int64_t kMinSplitKeys = 256;   // keys of one part of a split decode
-constexpr int64_t kItemsPerThread = 4;   // so that threads that finish early find work
+constexpr int64_t kFewRows = 8;         // of a KV head: packing would cost more than it saves
+constexpr int64_t kMinSplitKeys = 256;  // keys of one part of a split decode
+constexpr int64_t kItemsPerThread = 4;  // so that threads that finish early find work
 
 struct State {  // of the online softmax of one row, base 2
   float max, sum;
@@ -40,7 +42,8 @@ float softmax_block(float* scores, int64_t count, int64_t padded, State& state) 
   return factor;
 }
 
-void write_output(const HeadAttentionParams& p, int64_t b, int64_t h, int64_t t, const float* sums, const State& state) {
+void write_output(const HeadAttentionParams& p, int64_t b, int64_t h, int64_t t, const float* sums,
+                  const State& state) {
   const float gate = gate_of(p, b, t, h);
   const bool sees_none = state.max == -INFINITY;  // every visible key was hidden by the bias
   char* out = at(p.out, p.dtype, b, t, h);
@@ -60,7 +63,8 @@ void clear_skipped(const HeadAttentionParams& p) {
         if (p.out.stride[3] == 1) {
           memset(out, 0, static_cast<size_t>(p.head_dim * size_of(p.dtype)));
         } else {
-          for (int64_t d = 0; d < p.head_dim; ++d) memset(out + d * p.out.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
+          for (int64_t d = 0; d < p.head_dim; ++d)
+            memset(out + d * p.out.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
         }
         p.lse[(b * p.num_heads + h) * p.queries + t] = -INFINITY;
       }
@@ -81,7 +85,8 @@ struct BlockScratch {
 };
 
 void attend_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int32_t* rows, int64_t count,
-                  const float* keys, const float* values, int64_t capacity, int64_t padded, const BlockScratch& scratch) {
+                  const float* keys, const float* values, int64_t capacity, int64_t padded,
+                  const BlockScratch& scratch) {
   State state[kBlockRows];
   int64_t visible[kBlockRows] = {};
   const int64_t dim = p.head_dim;
@@ -116,8 +121,8 @@ void attend_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int3
       const int64_t width = panel_width(panel, padded);
       const float* block = values + panel * kPanel * capacity + key_begin * width;
       for (int64_t tile = first; tile < count; tile += kRows) {
-        product(min_of(kRows, count - tile), width, depth[tile / kRows], &scratch.scores[tile * kBlockKeys], kBlockKeys, 1,
-                block, width, &scratch.sums[tile * padded + panel * kPanel], padded, key_begin > 0);
+        product(min_of(kRows, count - tile), width, depth[tile / kRows], &scratch.scores[tile * kBlockKeys], kBlockKeys,
+                1, block, width, &scratch.sums[tile * padded + panel * kPanel], padded, key_begin > 0);
       }
     }
   }
@@ -164,7 +169,8 @@ void forward_blocks(const HeadAttentionParams& p, const RowLists& lists, const b
       // Blocks whose cost begins inside this piece's share of the whole.
       const double share = cost_before[num_blocks] / static_cast<double>(pieces);
       const double low = share * static_cast<double>(piece);
-      const double high = piece + 1 == pieces ? cost_before[num_blocks] * 2 + 1 : share * static_cast<double>(piece + 1);
+      const double high =
+          piece + 1 == pieces ? cost_before[num_blocks] * 2 + 1 : share * static_cast<double>(piece + 1);
       for (int64_t i = 0; i < num_blocks; ++i) {
         if (cost_before[i] < low || cost_before[i] >= high) continue;
         const int64_t bh = blocks[i].bh, b = bh / p.num_heads, h = bh % p.num_heads;
@@ -202,7 +208,8 @@ const float* plain_rows(const Input4& tensor, const HeadAttentionParams& p, int6
     return reinterpret_cast<const float*>(at(tensor, p.dtype, b, s, kv_head));
   }
   for (int64_t i = 0; i < count; ++i) {
-    read_row(scratch + i * padded, at(tensor, p.dtype, b, s + i, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype, 1);
+    read_row(scratch + i * padded, at(tensor, p.dtype, b, s + i, kv_head), tensor.stride[3], p.head_dim, padded,
+             p.dtype, 1);
   }
   *row_size = padded;
   return scratch;
@@ -213,7 +220,8 @@ void forward_few(const HeadAttentionParams& p, const RowLists& lists, const bool
   const int64_t group = p.num_heads / p.num_kv_heads, all_kv = p.batch * p.num_kv_heads;
   const int64_t padded = round_up(p.head_dim, kWidth);
   int64_t active = 0;
-  for (int64_t kv = 0; kv < all_kv; ++kv) active += is_few[kv] && lists.first[(kv + 1) * group] > lists.first[kv * group];
+  for (int64_t kv = 0; kv < all_kv; ++kv)
+    active += is_few[kv] && lists.first[(kv + 1) * group] > lists.first[kv * group];
   if (active == 0) return;
   const int64_t wanted = p.parallel.num_threads == 1 ? 1 : (2 * p.parallel.num_threads + active - 1) / active;
   const int64_t parts = max_of(1, min_of(wanted, p.keys / kMinSplitKeys));
@@ -244,8 +252,8 @@ void forward_few(const HeadAttentionParams& p, const RowLists& lists, const bool
         token[r] = lists.begin(bh)[i];
         head[r] = static_cast<int32_t>(h);
         visible[r] = visible_keys(p, token[r]);
-        read_row(&query[r * padded], at(p.query, p.dtype, b, token[r], h), p.query.stride[3], p.head_dim, padded, p.dtype,
-                 p.scale * kLog2E);
+        read_row(&query[r * padded], at(p.query, p.dtype, b, token[r], h), p.query.stride[3], p.head_dim, padded,
+                 p.dtype, p.scale * kLog2E);
         states[item.first_state + r] = {-INFINITY, 0.0F};
         memset(&sums[(item.first_state + r) * padded], 0, static_cast<size_t>(padded) * sizeof(float));
       }
@@ -258,7 +266,8 @@ void forward_few(const HeadAttentionParams& p, const RowLists& lists, const bool
       for (int64_t i = 0; i < count; ++i) {
         for (r = 0; r < rows; ++r) {
           Vec dot = Vec{};
-          for (int64_t d = 0; d < padded; d += kWidth) dot += load(&query[r * padded + d]) * load(keys + i * row_size + d);
+          for (int64_t d = 0; d < padded; d += kWidth)
+            dot += load(&query[r * padded + d]) * load(keys + i * row_size + d);
           scores[r * kStep + i] = sum_in(dot);
         }
       }

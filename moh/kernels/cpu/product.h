@@ -9,8 +9,8 @@
 namespace moh::kernels::MOH_ISA {
 
 template <int rows, int vectors>
-static inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_row,
-                                float* c, int64_t c_row, bool accumulate) {
+static inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                                int64_t b_row, float* c, int64_t c_row, bool accumulate) {
   Vec sum[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
@@ -45,12 +45,18 @@ static inline void product_rows(int64_t rows, int64_t depth, const float* a, int
   a += i * a_row;
   c += i * c_row;
   switch (rows - i) {
-    case 5: return product_tile<5, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 4: return product_tile<4, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 3: return product_tile<3, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 2: return product_tile<2, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 1: return product_tile<1, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    default: return;
+    case 5:
+      return product_tile<5, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 4:
+      return product_tile<4, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 3:
+      return product_tile<3, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 2:
+      return product_tile<2, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 1:
+      return product_tile<1, vectors>(depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    default:
+      return;
   }
 }
 
@@ -58,13 +64,18 @@ static inline void product_rows(int64_t rows, int64_t depth, const float* a, int
 static inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_k,
                            const float* b, int64_t b_row, float* c, int64_t c_row, bool accumulate) {
   switch (columns / kWidth) {
-    case 1: return product_rows<1>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 2: return product_rows<2>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 1:
+      return product_rows<1>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 2:
+      return product_rows<2>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
 #if MOH_VECTOR_BYTES == 64
-    case 3: return product_rows<3>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
-    case 4: return product_rows<4>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 3:
+      return product_rows<3>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
+    case 4:
+      return product_rows<4>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);
 #endif
-    default: return;
+    default:
+      return;
   }
 }
 

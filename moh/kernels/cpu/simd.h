@@ -1,6 +1,6 @@
-// Vectors of one instruction set, by GCC's vector extensions: the same source for AVX-512, AVX2 and any other CPU. Included
-// by sources that are compiled once per ISA; everything lies in the namespace MOH_ISA, and nothing here is a std template,
-// or the linker might keep the AVX-512 copy of a shared inline function.
+// Vectors of one instruction set, by GCC's vector extensions: the same source for AVX-512, AVX2 and any other CPU.
+// Included by sources that are compiled once per ISA; everything lies in the namespace MOH_ISA, and nothing here is a
+// std template, or the linker might keep the AVX-512 copy of a shared inline function.
 #pragma once
 
 #include <stdint.h>
@@ -48,8 +48,8 @@ static inline float sum_in(Vec v) {
   return sum;
 }
 
-// 2^x to about 2 ulp; 0 below -125, NaN stays NaN. Round to an integer n by adding 1.5 * 2^23, a polynomial (Cephes' exp2f)
-// for the rest in [-1/2, 1/2], n added to the exponent.
+// 2^x to about 2 ulp; 0 below -125, NaN stays NaN. Round to an integer n by adding 1.5 * 2^23, a polynomial (Cephes'
+// exp2f) for the rest in [-1/2, 1/2], n added to the exponent.
 static inline Vec exp2_of(Vec x) {
   constexpr float kMagic = 12582912.0F, kLowest = -125.0F;
   const Vec clamped = x > kLowest ? x : splat(kLowest);

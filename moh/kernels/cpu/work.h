@@ -61,8 +61,8 @@ struct RowLists {
 };
 
 // Keys transposed into panels of kPanel keys, [panel][d][key in panel]: the B of Q K^T. Missing keys are zeros.
-static inline void pack_transposed(float* to, const Input4& tensor, const HeadAttentionParams& p, int64_t b, int64_t kv_head,
-                                   int64_t keys, float* row) {
+static inline void pack_transposed(float* to, const Input4& tensor, const HeadAttentionParams& p, int64_t b,
+                                   int64_t kv_head, int64_t keys, float* row) {
   const int64_t dim = p.head_dim;
   for (int64_t s = 0; s < round_up(keys, kPanel); ++s) {
     float* panel = to + s / kPanel * dim * kPanel + s % kPanel;
@@ -82,21 +82,24 @@ static inline void pack_rows(float* to, const Input4& tensor, const HeadAttentio
                              int64_t keys, int64_t capacity, int64_t padded, float* row) {
   for (int64_t s = 0; s < keys; ++s) {
     if (padded <= kPanel) {
-      read_row(to + s * padded, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype, 1.0F);
+      read_row(to + s * padded, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype,
+               1.0F);
       continue;
     }
     read_row(row, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype, 1.0F);
     for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
       const int64_t width = panel_width(panel, padded);
-      memcpy(to + panel * kPanel * capacity + s * width, row + panel * kPanel, static_cast<size_t>(width) * sizeof(float));
+      memcpy(to + panel * kPanel * capacity + s * width, row + panel * kPanel,
+             static_cast<size_t>(width) * sizeof(float));
     }
   }
 }
 
 // scores[i][s - key_begin] = <rows[i], key s> for the keys of one block, as far as each group of kRows rows sees any.
 // `visible`: keys that each row sees, non-decreasing.
-static inline void block_scores(float* scores, const float* rows, int64_t row_size, int64_t count, const int64_t* visible,
-                                const float* packed, int64_t dim, int64_t key_begin, int64_t key_end) {
+static inline void block_scores(float* scores, const float* rows, int64_t row_size, int64_t count,
+                                const int64_t* visible, const float* packed, int64_t dim, int64_t key_begin,
+                                int64_t key_end) {
   for (int64_t panel = key_begin; panel < key_end; panel += kPanel) {
     int64_t first = 0;  // rows before see nothing of this panel
     while (first < count && visible[min_of(first + kRows, count) - 1] <= panel) first += kRows;

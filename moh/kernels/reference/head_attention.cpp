@@ -39,7 +39,9 @@ double to_double(const char* from, DType dtype) {
 
 void from_double(char* to, DType dtype, double value) {
   switch (dtype) {
-    case DType::kFloat64: std::memcpy(to, &value, 8); return;
+    case DType::kFloat64:
+      std::memcpy(to, &value, 8);
+      return;
     case DType::kFloat32: {
       const auto narrow = static_cast<float>(value);
       std::memcpy(to, &narrow, 4);
@@ -49,8 +51,8 @@ void from_double(char* to, DType dtype, double value) {
       const auto single = static_cast<float>(value);
       std::uint32_t bits;
       std::memcpy(&bits, &single, 4);
-      const auto half = static_cast<std::uint16_t>(
-          std::isnan(single) ? (bits >> 16) | 0x40U : (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+      const auto half = static_cast<std::uint16_t>(std::isnan(single) ? (bits >> 16) | 0x40U
+                                                                      : (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
       std::memcpy(to, &half, 2);
       return;
     }
@@ -67,7 +69,8 @@ double get(const Input4& tensor, DType dtype, std::int64_t i, std::int64_t j, st
   return to_double(static_cast<const char*>(tensor.data) + place * size_of(dtype), dtype);
 }
 
-void put(const Output4& tensor, DType dtype, std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l, double value) {
+void put(const Output4& tensor, DType dtype, std::int64_t i, std::int64_t j, std::int64_t k, std::int64_t l,
+         double value) {
   const std::int64_t place = i * tensor.stride[0] + j * tensor.stride[1] + k * tensor.stride[2] + l * tensor.stride[3];
   from_double(static_cast<char*>(tensor.data) + place * size_of(dtype), dtype, value);
 }
@@ -77,7 +80,8 @@ double gate_of(const HeadAttentionParams& p, std::int64_t b, std::int64_t t, std
 }
 
 // softmax_s(scale * <q, k_s> + bias), zero for hidden keys; all zero if every key is hidden. lse: log of the sum.
-std::vector<double> probabilities(const HeadAttentionParams& p, std::int64_t b, std::int64_t t, std::int64_t h, double* lse) {
+std::vector<double> probabilities(const HeadAttentionParams& p, std::int64_t b, std::int64_t t, std::int64_t h,
+                                  double* lse) {
   const std::int64_t kv_head = h / (p.num_heads / p.num_kv_heads);
   std::vector<double> score(p.keys, -std::numeric_limits<double>::infinity());
   double best = -std::numeric_limits<double>::infinity();
@@ -167,7 +171,8 @@ void head_attention_backward(const HeadAttentionParams& p) {
             }
           }
           for (std::int64_t d = 0; d < dim; ++d) put(p.grad_query, p.dtype, b, t, h, d, grad_query[d]);
-          if (p.grad_gates != nullptr) p.grad_gates[(b * p.queries + t) * p.num_heads + h] = static_cast<float>(grad_gate);
+          if (p.grad_gates != nullptr)
+            p.grad_gates[(b * p.queries + t) * p.num_heads + h] = static_cast<float>(grad_gate);
         }
       }
       for (std::int64_t s = 0; s < p.keys; ++s) {
