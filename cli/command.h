@@ -2,6 +2,8 @@
 // run.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <functional>
@@ -26,6 +28,7 @@ struct Context {
   void say(const std::string& text) const;
   // Threads, backend and device as asked for. Errors: an unknown backend, a device that is not there.
   void apply() const;
+  at::Device torch_device() const;
 };
 
 using Run = std::function<int()>;

@@ -1,4 +1,5 @@
 // Finds the command, parses its options, runs it, and turns errors into one line and an exit status.
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
@@ -35,7 +36,15 @@ void Context::say(const std::string& text) const {
 void Context::apply() const {
   if (threads > 0) at::set_num_threads(threads);
   kernels::force_backend(backend);
-  MOH_CHECK(device == "cpu", "[device] `", device, "` is not available in this build; available: cpu");
+  torch_device();
+}
+
+at::Device Context::torch_device() const {
+  const bool is_cuda = device == "cuda" || device.starts_with("cuda:");
+  MOH_CHECK(device == "cpu" || is_cuda, "[device] unknown device `", device, "`; known: cpu, cuda, cuda:i");
+  if (!is_cuda) return at::kCPU;
+  MOH_CHECK(at::globalContext().hasCUDA(), "[device] `", device, "` is not available: this torch or machine has no CUDA");
+  return at::Device(device);
 }
 
 namespace {

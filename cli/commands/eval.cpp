@@ -18,7 +18,8 @@ struct Options {
 };
 
 int run_eval(const Context& context, const Options& options) {
-  const models::Llama model = models::Llama::load(options.model, at::kFloat);
+  models::Llama model = models::Llama::load(options.model, at::kFloat);
+  model.to(context.torch_device());
   const auto tokenizer = io::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
   eval::PerplexityOptions perplexity = options.perplexity;

@@ -31,7 +31,8 @@ int run_generate(const Context& context, Options options) {
   const auto dtype = context.dtype == "bf16" ? at::kBFloat16 : context.dtype == "fp16" ? at::kHalf : at::kFloat;
   MOH_CHECK(dtype != at::kFloat || context.dtype == "fp32", "[generate] unknown dtype `", context.dtype,
             "`; known: fp32, bf16, fp16");
-  const models::Llama model = models::Llama::load(options.model, dtype);
+  models::Llama model = models::Llama::load(options.model, dtype);
+  model.to(context.torch_device());
   const auto tokenizer = io::load_tokenizer(options.model);
   options.sampling.seed = context.seed;
   std::vector<std::int64_t> prompt;

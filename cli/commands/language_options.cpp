@@ -123,6 +123,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
     return models::Llama::initialize(model_config, static_cast<std::uint64_t>(config.seed));
   };
   models::Llama model = load_model();
+  model.to(context.torch_device());
   const std::int64_t context_size = model.config().max_position_embeddings;
   if (!options.given_train.contains("sequence") && !options.resume) {
     config.sequence = std::min(config.sequence, context_size);
@@ -133,7 +134,10 @@ int train(const Context& context, const Options& options, bool from_preset) {
   std::optional<data::TokenStream> valid;
   if (!run.valid.empty()) valid = data::TokenStream::open(run.valid, tokenizer.get(), vocabulary);
   std::optional<models::Llama> teacher;
-  if (!run.distill.empty()) teacher = models::Llama::load(run.distill, at::kFloat);
+  if (!run.distill.empty()) {
+    teacher = models::Llama::load(run.distill, at::kFloat);
+    teacher->to(context.torch_device());
+  }
 
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} training tokens", model.num_parameters(),
                           100 * model.config().activated_share(), stream.size()));

@@ -2,13 +2,15 @@
 //
 //   {"title", "subtitle", "facts": [{"name", "value"}], "summary": [sentence], "sections": [{"heading", "text",
 //   "items": [
-//     {"type": "lines", "title", "x_label", "y_label", "series": [{"name", "x": [], "y": [], "dashed"}],
+//     {"type": "lines", "title", "x_label", "y_label", "y_log", "series": [{"name", "x": [], "y": [], "dashed"}],
 //      "reference_lines": [{"name", "y"}]}
+//     {"type": "bars", "title", "x_label", "y_label", "groups": [], "series": [{"name", "values": []}],
+//     "reference_lines"}
 //     {"type": "table", "columns": [], "rows": [[]], "note"}
 //     {"type": "heatmap", "title", "x_label", "y_label", "x": [], "y": [], "values": [[0..1 or null: shared]]}
 //     {"type": "text", "text"}   {"type": "code", "text"}]}]}
 //
-// Every part may be absent. Errors: an item of an unknown type.
+// Every part may be absent; a point that is null or not finite is left out. Errors: an item of an unknown type.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Plots as inline SVG, coloured by the page's CSS classes (cli/report/report.cpp).
+// Plots as inline SVG, coloured by the page's CSS classes (cli/report/report.cpp). What is text rather than a tick
+// (legend, axis labels) is HTML around the picture, so that it wraps and stays readable on a phone.
 #pragma once
 
 #include <string>
@@ -8,7 +9,13 @@
 namespace moh::svg {
 
 std::string escape(const std::string& text);
+// A string as it is, null as nothing, anything else as JSON; escaped.
+std::string plain(const Json& value);
+
+// Each takes an item of the report (cli/report/report.h) and returns what stands inside its <figure>, without the
+// title.
 std::string line_plot(const Json& item);
+std::string bar_plot(const Json& item);
 std::string heatmap(const Json& item);
 
 }  // namespace moh::svg

@@ -29,8 +29,8 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
   MOH_CHECK(stream.size() >= 2, "[perplexity] the data has ", stream.size(), " tokens; at least 2 are needed");
   MOH_CHECK(options.batch > 0, "[perplexity] batch must be positive, got ", options.batch);
   const c10::NoGradGuard no_grad;
-  const train::Autocast autocast(options.autocast);
-  const at::Device device = model.parameters().front().second.device();
+  const train::Autocast autocast(options.autocast, model.device().type());
+  const at::Device device = model.device();
 
   std::int64_t full = (stream.size() - 1) / sequence;
   std::int64_t rest = (stream.size() - 1) % sequence;

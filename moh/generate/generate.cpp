@@ -76,12 +76,11 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
   const c10::NoGradGuard no_grad;
-  const auto device = model.parameters().front().second.device();
   Sampler sampler(sampling);
   GenerationResult result;
   models::KvCache cache = model.make_cache(1, prompt_size + max_tokens);
   const auto step = [&](const std::vector<std::int64_t>& ids) {
-    const at::Tensor input = at::tensor(ids, at::TensorOptions(at::kLong)).unsqueeze(0).to(device);
+    const at::Tensor input = at::tensor(ids, at::TensorOptions(at::kLong)).unsqueeze(0).to(model.device());
     return model.forward({.ids = input, .cache = &cache, .last_only = true});
   };
   const auto start = Clock::now();

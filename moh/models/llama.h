@@ -65,6 +65,7 @@ class Llama {
   LlamaConfig& mutable_config() { return config_; }
   const io::NamedTensors& parameters() const { return parameters_; }
   std::int64_t num_parameters() const;
+  at::Device device() const { return embedding_.device(); }
   void to(at::Device device);
   void set_requires_grad(bool requires_grad);
 

@@ -36,10 +36,10 @@ std::vector<bool> LanguageTask::decays() const {
 }
 
 BatchLoss LanguageTask::loss(std::int64_t position, std::int64_t count) {
-  const Tensor ids = train_.windows(sampler_.starts(position, count), options_.sequence);
+  const Tensor ids = train_.windows(sampler_.starts(position, count), options_.sequence).to(model_.device());
   const Tensor inputs = ids.narrow(1, 0, options_.sequence);
   const Tensor targets = ids.narrow(1, 1, options_.sequence).reshape({-1});
-  const Autocast autocast(options_.autocast);
+  const Autocast autocast(options_.autocast, model_.device().type());
   const auto output = model_.forward({.ids = inputs});
   const Tensor log_probabilities =
       at::log_softmax(output.logits.reshape({targets.size(0), -1}), -1, /*dtype=*/at::kFloat);

@@ -4,9 +4,9 @@
     make_golden.py --check FOLDER   runs the formulas on the inputs of every file in FOLDER, prints the largest errors
 
 Written from the formulas of the paper (arXiv:2410.11842) and of the authors' published code, in float64, with plain
-tensor operations and autograd; stored as float32. A file holds in.* and param.* (inputs), rand.target (the scalar that is
-differentiated is sum(out.y * rand.target) plus the load-balance loss), out.*, gate.*, grad.*; its metadata says what it
-is. Whole models keep their weights in the folders that `model_folders` names.
+tensor operations and autograd; stored as float32. A file holds in.* and param.* (inputs), rand.target (the scalar that
+is differentiated is sum(out.y * rand.target) plus the load-balance loss), out.*, gate.*, grad.*; its metadata says what
+it is. Whole models keep their weights in the folders that `model_folders` names.
 """
 import argparse
 import json
@@ -17,7 +17,7 @@ import sys
 
 import torch
 
-LONG_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 MIN_MARGIN = 1e-3  # between the K-th and the next log-probability, and between the best two logits of greedy decoding
 RTOL = 1e-4
 
@@ -28,7 +28,7 @@ def write_safetensors(path, tensors, metadata):
     header, data = {"__metadata__": metadata}, b""
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].dtype != torch.int64, item[0])):
         raw = tensor.detach().contiguous().numpy().tobytes()
-        header[name] = {"dtype": LONG_NAMES[tensor.dtype], "shape": list(tensor.shape),
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
@@ -42,7 +42,7 @@ def read_safetensors(path):
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:8 + size])
     metadata, tensors = header.pop("__metadata__", {}), {}
-    dtypes = {short: dtype for dtype, short in LONG_NAMES.items()} | {"F64": torch.float64}
+    dtypes = {short: dtype for dtype, short in DTYPE_NAMES.items()} | {"F64": torch.float64}
     for name, entry in header.items():
         if entry["dtype"] not in dtypes:
             continue
@@ -73,7 +73,7 @@ def balance_loss(probabilities, mask):
 
 
 def attend(q, k, v, visible=None):
-    """softmax(q k^T / sqrt(d)) v on [B, h, N, d]; grouped keys and values are repeated. A row that sees nothing is 0."""
+    """softmax(q k^T / sqrt(d)) v on [B, h, N, d]; grouped keys and values are repeated. A row that sees none is 0."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if visible is not None:
@@ -94,7 +94,10 @@ def dit_attention(config, tensors):
         out["gate.kind_logits"] = flat @ param["wg_0.weight"].T
         out["gate.kind"] = (2 * out["gate.kind_logits"].softmax(-1)).reshape(batch, tokens, 2)
         kind = [out["gate.kind"][..., i:i + 1] for i in (0, 1)]
-    if s > 0:
+    if s == 1 and k > 0:  # no wg_1, as in the authors' ViT; their DiT has no such case
+        out["gate.shared"] = torch.ones(batch, tokens, 1).to(x)
+        gates.append(kind[0] * out["gate.shared"])
+    elif s > 0:
         out["gate.shared_logits"] = flat @ param["wg_1.weight"].T
         out["gate.shared"] = (s * out["gate.shared_logits"].softmax(-1)).reshape(batch, tokens, s)
         gates.append(kind[0] * out["gate.shared"])
@@ -110,7 +113,8 @@ def dit_attention(config, tensors):
         out |= {"gate.routed_logits": logits, "gate.routed_probs": probabilities, "gate.topk": chosen,
                 "gate.routed": routed, "out.aux_loss": total.reshape(1)}
         gates.append(kind[1] * routed)
-    q, key, v = (flat @ param["qkv.weight"].T + param["qkv.bias"]).reshape(batch, tokens, 3, h, -1).permute(2, 0, 3, 1, 4)
+    q, key, v = (flat @ param["qkv.weight"].T + param["qkv.bias"]).reshape(batch, tokens, 3, h, -1).permute(
+        2, 0, 3, 1, 4)
     head_out = attend(q, key, v).transpose(1, 2)
     final = torch.cat(gates, -1)
     y = (final.unsqueeze(-1) * head_out).flatten(2) @ param["proj.weight"].T + param["proj.bias"]
@@ -171,8 +175,8 @@ def llama_layer(config, x, param, cos, sin, routing, visible=None):
     gates, router = route_by_norm(query, *routing) if routing else (torch.ones_like(query[..., 0]), None)
     causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     visible = causal if visible is None else causal & visible
-    head_out = attend(rotate(query, cos, sin).transpose(1, 2), rotate(split("k_proj.weight", hkv), cos, sin).transpose(1, 2),
-                      split("v_proj.weight", hkv).transpose(1, 2), visible).transpose(1, 2)
+    q, k, v = rotate(query, cos, sin), rotate(split("k_proj.weight", hkv), cos, sin), split("v_proj.weight", hkv)
+    head_out = attend(*(t.transpose(1, 2) for t in (q, k, v)), visible).transpose(1, 2)
     y = (gates.unsqueeze(-1) * head_out).flatten(2) @ param["o_proj.weight"].T
     return y, gates, head_out, router
 
@@ -188,9 +192,8 @@ def llama_attention(config, tensors, straight_through=(("none", False, "grad."),
         total = (y * tensors["rand.target"].to(x)).sum() + (balance if with_balance else 0)
         out |= {"out.y": y, "gate.final": gates, "gate.head_out": head_out, "gate.query_norm": router["norm"],
                 "gate.score": router["score"], "gate.topk": router["topk"]}
-        if reading == "none":
-            out |= {"rope.cos": cos, "rope.sin": sin}
-        else:
+        out |= {"rope.cos": cos, "rope.sin": sin}
+        if reading != "none":
             out |= {"out.balance_loss_paper": balance.reshape(1),
                     "out.balance_loss_code_scale": (config["heads"] - config["shared"]) * balance.reshape(1)}
         out |= gradients(total, {"in.x": x} | prefixed("param.", param), prefix)
@@ -232,7 +235,8 @@ def llama_forward(config, weights, ids, positions=None, mask=None):
         gate = torch.nn.functional.silu(inner @ param["mlp.gate_proj.weight"].T)
         x = x + (gate * (inner @ param["mlp.up_proj.weight"].T)) @ param["mlp.down_proj.weight"].T
     out["out.last_hidden"] = norm(x, weights["model.norm.weight"])
-    logits = out["out.last_hidden"] @ weights["lm_head.weight"].T
+    head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
+    logits = out["out.last_hidden"] @ head.T
     out |= {"out.logits": logits, "rope.cos": cos, "rope.sin": sin, "rope.inv_freq": frequencies}
     return logits, out, margin
 
@@ -263,7 +267,8 @@ def llama_model(config, tensors, weights):
     with torch.no_grad():
         if "cache.prefill" in tensors:  # token by token, here by running every prefix anew
             prefill = tensors["cache.prefill"].item()
-            steps = [llama_forward(config, weights, ids[:, :end])[0][:, -1:] for end in range(prefill + 1, ids.shape[1] + 1)]
+            steps = [llama_forward(config, weights, ids[:, :end])[0][:, -1:]
+                     for end in range(prefill + 1, ids.shape[1] + 1)]
             out["cache.logits"] = torch.cat([llama_forward(config, weights, ids[:, :prefill])[0]] + steps, 1)
         if "padded.input_ids" in tensors:
             padded = (tensors[f"padded.{name}"] for name in ("input_ids", "position_ids", "attention_mask"))
@@ -337,7 +342,7 @@ def dit_inputs(config, random):
                "param.proj.weight": random.matrix(dim, inner), "param.proj.bias": random.normal(dim, scale=0.2)}
     if k > 0:
         tensors["param.wg.weight"] = random.matrix(h - s, dim, scale=1.5)
-    if s > 0:
+    if s > 1:
         tensors["param.wg_1.weight"] = random.matrix(s, dim, scale=1.5)
     if s > 0 and k > 0:
         tensors["param.wg_0.weight"] = random.matrix(2, dim, scale=1.5)
@@ -370,7 +375,10 @@ def llama_weights(config, random):
                     prefix + "mlp.gate_proj.weight": random.matrix(inner, hidden),
                     prefix + "mlp.up_proj.weight": random.matrix(inner, hidden),
                     prefix + "mlp.down_proj.weight": random.matrix(hidden, inner)}
-    return weights | {"model.norm.weight": norm(), "lm_head.weight": random.matrix(vocabulary, hidden)}
+    weights["model.norm.weight"] = norm()
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = random.matrix(vocabulary, hidden)
+    return weights
 
 
 def llama_model_inputs(config, random, tokens):
@@ -383,7 +391,7 @@ def llama_model_inputs(config, random, tokens):
 
 
 def rounding_error(kind, config, tensors, weights, exact):
-    """How far the same formulas in float32 are from float64, over out.* and over gradients (relative to the largest)."""
+    """How far the same formulas in float32 are from float64, over out.* and gradients (relative to the largest)."""
     global WORK
     WORK = torch.float32
     rounded, _ = compute(kind, config, tensors, weights)
@@ -394,12 +402,11 @@ def rounding_error(kind, config, tensors, weights, exact):
                        "grad_relative": float(f"{max(error(n) for n in exact if 'grad.' in n) / scale:.2e}")})
 
 
-def is_decisive(outputs, margin, config):
+def is_decisive(outputs, margin, lead, config):
     """No choice of the case hangs on rounding, and no end-of-text token cuts greedy decoding short."""
     new = outputs.get("greedy.tokens", torch.zeros(1, 0, dtype=torch.int64))[0].tolist()
     ends = config.get("eos_token_id", [])
-    return (margin > MIN_MARGIN and outputs.get("greedy.lead", 1) > MIN_MARGIN
-            and not set(new) & set(ends if isinstance(ends, list) else [ends]))
+    return min(margin, lead) > MIN_MARGIN and not set(new) & set(ends if isinstance(ends, list) else [ends])
 
 
 def make_case(folder, name, kind, config, seed, make_inputs, make_weights=None, write_folders=None, model_folders=None):
@@ -411,13 +418,13 @@ def make_case(folder, name, kind, config, seed, make_inputs, make_weights=None, 
             prompt = tensors["in.input_ids"][:1, :8]
             tensors["greedy.tokens"] = torch.cat([prompt, torch.zeros(1, 10, dtype=torch.int64)], 1)
         outputs, margin = compute(kind, config, tensors, weights)
-        if is_decisive(outputs, margin, config):
+        lead = outputs.pop("greedy.lead", math.inf)
+        if is_decisive(outputs, margin, lead, config):
             break
         seed += 1
     metadata = {"kind": kind, "config": json.dumps(config), "seed": str(seed),
                 "topk_margin": "no routing" if math.isinf(margin) else f"{margin:.6f}",
-                "f32_error": rounding_error(kind, config, tensors, weights, {n: v for n, v in outputs.items() if n != "greedy.lead"})}
-    outputs.pop("greedy.lead", None)
+                "f32_error": rounding_error(kind, config, tensors, weights, outputs)}
     if model_folders:
         metadata["model_folders"] = json.dumps(model_folders)
         write_folders(folder, config, weights)
@@ -448,22 +455,25 @@ def write_model_folder(folder, config, weights, shards=1):
 
 def make_all(folder):
     def dit(name, seed, dim, heads, shared, k, head_dim=None, tokens=9):
-        config = {"dim": dim, "heads": heads, "head_dim": head_dim, "batch": 2, "tokens": tokens, "shared": shared, "k": k}
+        config = {"dim": dim, "heads": heads, "head_dim": head_dim, "batch": 2, "tokens": tokens, "shared": shared,
+                  "k": k}
         make_case(folder, f"dit_attention_{name}", "dit_attention", config, seed, dit_inputs)
 
-    dit("two_stage", 11, 32, 8, 3, 2)
-    dit("one_routed", 21, 24, 6, 2, 1)  # K = 1: the renormalised gate is 1, wg learns from the balance loss alone
-    dit("routed_only", 31, 24, 6, 0, 2)
-    dit("all_shared", 41, 24, 4, 4, 0)
+    dit("two_stage", 11, 16, 8, 3, 2)
+    dit("one_routed", 21, 12, 6, 2, 1)  # K = 1: the renormalised gate is 1, wg learns from the balance loss alone
+    dit("routed_only", 31, 12, 6, 0, 2)
+    dit("one_shared", 36, 12, 6, 1, 2)
+    dit("all_shared", 41, 16, 4, 4, 0)
     dit("head_dim", 51, 20, 5, 2, 2, head_dim=6, tokens=7)  # heads * head_dim = 30
 
-    layer = {"hidden": 32, "heads": 8, "kv_heads": 2, "head_dim": 6, "shared": 3, "k": 2, "rope_theta": 10000.0, "batch": 2,
-             "tokens": 11}
+    layer = {"hidden": 16, "heads": 8, "kv_heads": 2, "head_dim": 4, "shared": 3, "k": 2, "rope_theta": 10000.0,
+             "batch": 2, "tokens": 11}
     make_case(folder, "llama_attention", "llama_attention", layer, 61, llama_layer_inputs)
     make_case(folder, "llama_attention_ste", "llama_attention_ste", layer, 61, llama_layer_inputs)
 
-    dense = {"vocab_size": 48, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "rope_theta": 500000.0,
+    dense = {"vocab_size": 40, "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+             "rope_theta": 500000.0,
              # Wavelengths 6, 167, 4443 and 118000 against 256 / 4 and 256: kept, blended and divided.
              "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                               "original_max_position_embeddings": 256},
@@ -474,15 +484,17 @@ def make_all(folder):
         write_model_folder(folder / "llama-dense", config, weights)
         write_model_folder(folder / "llama-dense-sharded", config, weights, shards=2)
 
-    make_case(folder, "llama_dense_io", "llama_model", dense, 71, lambda c, r: llama_model_inputs(c, r, 40), llama_weights,
-              write_dense, ["llama-dense", "llama-dense-sharded"])
+    make_case(folder, "llama_dense_io", "llama_model", dense, 71, lambda c, r: llama_model_inputs(c, r, 28),
+              llama_weights, write_dense, ["llama-dense", "llama-dense-sharded"])
 
-    # Layers of their own: some of the heads shared, none, and all. Gradients are straight-through to the selected heads.
-    moh = dense | {"num_hidden_layers": 3, "num_attention_heads": 8, "rope_scaling": None, "eos_token_id": 2,
-                   "moh": {"router": "norm", "shared_heads": [4, 0, 8], "top_k": [2, 5, 0], "select": "head", "beta": 0.01},
+    # Layers of their own: some heads shared, none, and all. Gradients are straight-through to the selected heads.
+    moh = dense | {"num_hidden_layers": 3, "num_attention_heads": 8, "head_dim": 4, "rope_scaling": None,
+                   "eos_token_id": 2, "tie_word_embeddings": True, "max_position_embeddings": 128,
+                   "moh": {"router": "norm", "shared_heads": [4, 0, 8], "top_k": [2, 5, 0], "select": "head",
+                           "beta": 0.01},
                    "straight_through": "selected"}
-    make_case(folder, "moh_llama_io", "moh_llama_model", moh, 81, lambda c, r: llama_model_inputs(c, r, 14), llama_weights,
-              lambda f, c, w: write_model_folder(f / "moh-llama", c, w), ["moh-llama"])
+    make_case(folder, "moh_llama_io", "moh_llama_model", moh, 81, lambda c, r: llama_model_inputs(c, r, 14),
+              llama_weights, lambda f, c, w: write_model_folder(f / "moh-llama", c, w), ["moh-llama"])
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1000:.0f} kB")
 
@@ -527,8 +539,9 @@ def check_file(path):
             continue
         got = outputs[name].detach()
         if value.dtype == torch.int64:
-            same = torch.equal(got.sort(-1).values, value.sort(-1).values) if "topk" in name else torch.equal(got, value)
-            if not same:
+            if "topk" in name:  # as sets
+                got, value = got.sort(-1).values, value.sort(-1).values
+            if not torch.equal(got, value):
                 print(f"{path.name}: {name} differs")
                 ok = False
             continue
@@ -542,8 +555,8 @@ def check_file(path):
         if not used <= worst:
             worst, worst_name = used, name
     ok = ok and worst <= 1
-    print(f"{path.name}: {len(expected)} tensors, largest error {largest:.2e} (gradients apart), uses {worst:.3f} of the "
-          f"tolerance at {worst_name}, margin {margin:.6f} (file says {metadata.get('topk_margin', '-')})"
+    print(f"{path.name}: {len(expected)} tensors, largest error {largest:.2e} (gradients apart), uses {worst:.3f} of "
+          f"the tolerance at {worst_name}, margin {margin:.6f} (file says {metadata.get('topk_margin', '-')})"
           f"{'' if ok else '  FAILED'}")
     return ok
 
@@ -551,7 +564,8 @@ def check_file(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", metavar="FOLDER", type=pathlib.Path, help="run the formulas on the files of FOLDER")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "data", help="folder to write")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "data",
+                        help="folder to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.check:
