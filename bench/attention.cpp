@@ -10,8 +10,8 @@
 #include "bench/bench.h"
 #include "moh/base/error.h"
 #include "moh/kernels/head_attention.h"
+#include "moh/ops/autocast.h"
 #include "moh/ops/head_attention.h"
-#include "moh/train/trainer.h"
 
 namespace moh::bench {
 namespace {
@@ -175,7 +175,7 @@ void bench_attention(const Grid& grid, const Emit& emit, const std::function<boo
                                       tokens > 0 && activated > 0 && activated <= 1,
                                   "[bench] sizes must be positive, kv_heads divide heads and activated be in (0, 1]");
                         emit(run_case({batch, tokens, heads, kv_heads, head_dim, activated, causal == "yes",
-                                       train::autocast_type(dtype).value_or(at::kFloat), direction, rival},
+                                       ops::autocast_type(dtype).value_or(at::kFloat), direction, rival},
                                       grid));
                       }
   }

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def moh(*arguments, quiet=False):
     """Runs `moh ... --json`; progress goes to the terminal, the JSON lines come back."""
     words = [str(argument) for argument in arguments]
     if not quiet:
-        print("\n$ moh " + " ".join(w if w and " " not in w else repr(w) for w in words), flush=True)
+        print("\n$ moh " + shlex.join(words).replace("\n", "\\n"), flush=True)
     result = subprocess.run([MOH, *words, "--json"], stdout=subprocess.PIPE, text=True)
     if result.returncode:
         sys.exit(result.returncode)

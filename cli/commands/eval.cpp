@@ -7,7 +7,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "moh/eval/perplexity.h"
-#include "moh/train/trainer.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::cli {
 namespace {
@@ -23,7 +23,7 @@ int run_eval(const Context& context, const Options& options) {
   const auto tokenizer = io::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
   eval::PerplexityOptions perplexity = options.perplexity;
-  perplexity.autocast = train::autocast_type(context.dtype);
+  perplexity.autocast = ops::autocast_type(context.dtype);
   Progress progress("eval");
   const auto start = std::chrono::steady_clock::now();
   const auto result = eval::perplexity(model, stream, perplexity, [&](double done) { progress.update(done); });

@@ -1,5 +1,5 @@
 // moh train: a language model from scratch, dense or MoH, by the name of a preset.
-#include "cli/commands/language_options.h"
+#include "cli/commands/language_training.h"
 
 namespace moh::cli {
 namespace {

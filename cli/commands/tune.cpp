@@ -1,5 +1,5 @@
 // moh tune: continue-tune a model, usually one that `moh convert` made from a dense checkpoint.
-#include "cli/commands/language_options.h"
+#include "cli/commands/language_training.h"
 
 namespace moh::cli {
 namespace {

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "moh/base/error.h"
-#include "moh/train/autocast.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::eval {
 
@@ -29,7 +29,7 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
   MOH_CHECK(stream.size() >= 2, "[perplexity] the data has ", stream.size(), " tokens; at least 2 are needed");
   MOH_CHECK(options.batch > 0, "[perplexity] batch must be positive, got ", options.batch);
   const c10::NoGradGuard no_grad;
-  const train::Autocast autocast(options.autocast, model.device().type());
+  const ops::Autocast autocast(options.autocast, model.device().type());
   const at::Device device = model.device();
 
   std::int64_t full = (stream.size() - 1) / sequence;

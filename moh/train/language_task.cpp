@@ -4,7 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include "moh/base/error.h"
-#include "moh/train/autocast.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::train {
 
@@ -39,7 +39,7 @@ BatchLoss LanguageTask::loss(std::int64_t position, std::int64_t count) {
   const Tensor ids = train_.windows(sampler_.starts(position, count), options_.sequence).to(model_.device());
   const Tensor inputs = ids.narrow(1, 0, options_.sequence);
   const Tensor targets = ids.narrow(1, 1, options_.sequence).reshape({-1});
-  const Autocast autocast(options_.autocast, model_.device().type());
+  const ops::Autocast autocast(options_.autocast, model_.device().type());
   const auto output = model_.forward({.ids = inputs});
   const Tensor log_probabilities =
       at::log_softmax(output.logits.reshape({targets.size(0), -1}), -1, /*dtype=*/at::kFloat);

@@ -12,6 +12,7 @@
 #include "moh/base/error.h"
 #include "moh/io/event_writer.h"
 #include "moh/io/files.h"
+#include "moh/ops/autocast.h"
 #include "moh/train/optimizer.h"
 #include "moh/train/schedule.h"
 
@@ -68,14 +69,7 @@ void check_train_config(const TrainConfig& config) {
   MOH_CHECK(config.lr > 0 && std::isfinite(config.lr), "[train] lr must be positive, got ", config.lr);
   MOH_CHECK(config.final_lr >= 0 && config.weight_decay >= 0 && config.clip >= 0,
             "[train] final_lr, weight_decay and clip must be at least 0");
-  autocast_type(config.dtype);
-}
-
-std::optional<at::ScalarType> autocast_type(const std::string& dtype) {
-  if (dtype == "fp32") return std::nullopt;
-  if (dtype == "bf16") return at::kBFloat16;
-  if (dtype == "fp16") return at::kHalf;
-  fail("[dtype] unknown dtype `", dtype, "`; known: fp32, bf16, fp16");
+  ops::autocast_type(config.dtype);
 }
 
 std::string newest_checkpoint(const std::string& folder) {

@@ -44,7 +44,6 @@ struct TrainConfig {
 };
 
 void check_train_config(const TrainConfig& config);
-std::optional<at::ScalarType> autocast_type(const std::string& dtype);  // fp32: none; Error on unknown names
 
 class Trainer {
  public:

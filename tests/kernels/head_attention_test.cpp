@@ -4,8 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -17,6 +21,11 @@ namespace {
 using namespace moh::kernels;
 
 enum class Gates { kNone, kOneHead, kSome, kAll };
+// How [B, T, H, D] lies in memory: rows side by side; three unused elements after each; [B, H, T, D]; every other
+// element.
+enum class Layout { kDense, kGaps, kTransposed, kEveryOther };
+// kBroadcast: one [T, S] for all heads, stride 0. kHiding: -inf for a third of the keys and for every key of some rows.
+enum class Bias { kNone, kPlain, kBroadcast, kHiding };
 
 struct Shape {
   std::int64_t batch, queries, keys, heads, kv_heads, dim;
@@ -28,7 +37,7 @@ const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},      {2, 1, 300, 8, 2, 64},   {1, 1
                          {1, 129, 129, 2, 1, 96}, {1, 200, 260, 3, 3, 64}, {1, 101, 101, 2, 2, 256},
                          {1, 7, 0, 2, 1, 8},      {2, 257, 257, 2, 1, 5}};
 
-// All arrays of one case, with strides of `gap` unused elements between rows to prove that strides are obeyed.
+// All arrays of one case.
 struct Case {
   HeadAttentionParams p;
   std::vector<std::uint8_t> query, key, value, bias, out, grad_out, grad_query, grad_key, grad_value;
@@ -77,11 +86,12 @@ struct Case {
 
   template <class Tensor>
   void place(Tensor& tensor, std::vector<std::uint8_t>& data, std::int64_t a, std::int64_t b, std::int64_t c,
-             std::int64_t d, std::int64_t gap, std::mt19937& random) {
-    tensor.stride[3] = 1;
-    tensor.stride[2] = d + gap;
-    tensor.stride[1] = c * tensor.stride[2];
-    tensor.stride[0] = b * tensor.stride[1];
+             std::int64_t d, Layout layout, std::mt19937& random) {
+    tensor.stride[3] = layout == Layout::kEveryOther ? 2 : 1;
+    const std::int64_t row = d * tensor.stride[3] + (layout == Layout::kGaps ? 3 : 0);
+    tensor.stride[2] = layout == Layout::kTransposed ? b * row : row;
+    tensor.stride[1] = layout == Layout::kTransposed ? row : c * row;
+    tensor.stride[0] = b * c * row;
     const std::int64_t count = std::max<std::int64_t>(a * tensor.stride[0], 1);
     data.resize(count * size_of(p.dtype));
     std::normal_distribution<double> normal;
@@ -89,7 +99,7 @@ struct Case {
     tensor.data = data.data();
   }
 
-  Case(const Shape& s, DType dtype, Gates kind, bool causal, bool with_bias, std::int64_t gap, unsigned seed) {
+  Case(const Shape& s, DType dtype, Gates kind, bool causal, Bias bias_kind, Layout layout, unsigned seed) {
     std::mt19937 random(seed);
     p.batch = s.batch;
     p.queries = s.queries;
@@ -100,21 +110,26 @@ struct Case {
     p.causal = causal;
     p.dtype = dtype;
     p.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(s.dim)));
-    place(p.query, query, s.batch, s.queries, s.heads, s.dim, gap, random);
-    place(p.key, key, s.batch, s.keys, s.kv_heads, s.dim, gap, random);
-    place(p.value, value, s.batch, s.keys, s.kv_heads, s.dim, gap, random);
-    place(p.out, out, s.batch, s.queries, s.heads, s.dim, gap, random);
-    place(p.grad_out, grad_out, s.batch, s.queries, s.heads, s.dim, gap, random);
-    place(p.grad_query, grad_query, s.batch, s.queries, s.heads, s.dim, gap, random);
-    place(p.grad_key, grad_key, s.batch, s.keys, s.kv_heads, s.dim, gap, random);
-    place(p.grad_value, grad_value, s.batch, s.keys, s.kv_heads, s.dim, gap, random);
-    if (with_bias) place(p.bias, bias, s.batch, s.heads, s.queries, s.keys, gap, random);
+    place(p.query, query, s.batch, s.queries, s.heads, s.dim, layout, random);
+    place(p.key, key, s.batch, s.keys, s.kv_heads, s.dim, layout, random);
+    place(p.value, value, s.batch, s.keys, s.kv_heads, s.dim, layout, random);
+    place(p.out, out, s.batch, s.queries, s.heads, s.dim, layout, random);
+    place(p.grad_out, grad_out, s.batch, s.queries, s.heads, s.dim, layout, random);
+    place(p.grad_query, grad_query, s.batch, s.queries, s.heads, s.dim, layout, random);
+    place(p.grad_key, grad_key, s.batch, s.keys, s.kv_heads, s.dim, layout, random);
+    place(p.grad_value, grad_value, s.batch, s.keys, s.kv_heads, s.dim, layout, random);
+    const bool with_bias = bias_kind != Bias::kNone;
+    if (with_bias) place(p.bias, bias, s.batch, s.heads, s.queries, s.keys, layout, random);
+    if (bias_kind == Bias::kBroadcast) p.bias.stride[0] = p.bias.stride[1] = 0;
+    if (bias_kind == Bias::kHiding) hide(random);
     gates.resize(s.batch * s.queries * s.heads);
     for (std::size_t i = 0; i < gates.size(); ++i) {
       const auto head = static_cast<std::int64_t>(i) % s.heads;
       const bool on = kind == Gates::kAll || (kind == Gates::kOneHead && head == s.heads - 1) ||
                       (kind == Gates::kSome && random() % 2 == 0);
-      gates[i] = on ? static_cast<float>(random() % 200 + 1) / 100.0F - 0.005F : 0.0F;
+      // Of both signs, and a few so small that fp16 cannot hold the output.
+      const float size = random() % 8 == 0 ? 1e-7F : 1.0F;
+      gates[i] = on ? size * (static_cast<float>(random() % 400) / 100.0F - 1.995F) : 0.0F;
     }
     lse.resize(s.batch * s.heads * s.queries);
     grad_gates.assign(gates.size(), 7.0F);
@@ -127,30 +142,42 @@ struct Case {
     for (int i = 0; i < 4; ++i) p.out_saved.stride[i] = p.out.stride[i];
   }
 
-  // The values of a [A, B, C, D] output without its gaps.
-  std::vector<double> values(const Output4& tensor, std::int64_t b, std::int64_t c) const {
-    std::vector<double> result;
-    for (std::int64_t i = 0; i < p.batch; ++i)
-      for (std::int64_t j = 0; j < b; ++j)
-        for (std::int64_t k = 0; k < c; ++k)
-          for (std::int64_t l = 0; l < p.head_dim; ++l) {
-            const std::int64_t at = i * tensor.stride[0] + j * tensor.stride[1] + k * tensor.stride[2] + l;
-            result.push_back(get(static_cast<const std::uint8_t*>(tensor.data) + at * size_of(p.dtype), p.dtype));
+  void hide(std::mt19937& random) {
+    for (std::int64_t b = 0; b < p.batch; ++b)
+      for (std::int64_t h = 0; h < p.num_heads; ++h)
+        for (std::int64_t t = 0; t < p.queries; ++t)
+          for (std::int64_t s = 0; s < p.keys; ++s) {
+            const std::int64_t* stride = p.bias.stride;
+            const std::int64_t at = b * stride[0] + h * stride[1] + t * stride[2] + s * stride[3];
+            if (t % 5 == 1 || random() % 3 == 0) {
+              put(&bias[at * size_of(p.dtype)], p.dtype, -std::numeric_limits<double>::infinity());
+            }
           }
+  }
+
+  // Every element of an array, those between rows too: nobody may write there.
+  std::vector<double> values(const std::vector<std::uint8_t>& data) const {
+    std::vector<double> result;
+    for (std::size_t at = 0; at < data.size(); at += size_of(p.dtype)) result.push_back(get(&data[at], p.dtype));
     return result;
   }
 };
 
+// Within `tolerance` of the largest number; infinities must be equal.
 void expect_close(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
                   double tolerance) {
   ASSERT_EQ(got.size(), expected.size());
-  double scale = 1;
-  for (const double value : expected) scale = std::max(scale, std::fabs(value));
+  double scale = 1, worst = 0;
+  std::size_t worst_at = 0;
+  for (const double value : expected) scale = std::isinf(value) ? scale : std::max(scale, std::fabs(value));
   for (std::size_t i = 0; i < got.size(); ++i) {
-    if (std::fabs(got[i] - expected[i]) <= tolerance * scale) continue;
-    if (std::isinf(expected[i]) && got[i] == expected[i]) continue;
-    FAIL() << what << "[" << i << "] is " << got[i] << ", expected " << expected[i];
+    const double error = got[i] == expected[i] ? 0 : std::fabs(got[i] - expected[i]) / scale;
+    if (error <= worst) continue;  // false for NaN
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+    worst_at = i;
   }
+  ASSERT_LE(worst, tolerance) << what << "[" << worst_at << "] is " << got[worst_at] << ", expected "
+                              << expected[worst_at] << "; errors are relative to " << scale;
 }
 
 std::vector<double> widen(const std::vector<float>& values) { return {values.begin(), values.end()}; }
@@ -186,31 +213,31 @@ TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
   unsigned seed = 0;
   for (const auto& [dtype, tolerance] : dtypes) {
     for (const Shape& shape : kShapes) {
-      for (const Gates kind : {Gates::kNone, Gates::kOneHead, Gates::kSome, Gates::kAll}) {
+      for (const Gates kind : {Gates::kSome, Gates::kNone, Gates::kOneHead, Gates::kAll}) {
+        if (dtype != DType::kFloat32 && kind != Gates::kSome) continue;  // what gates do does not depend on the dtype
         for (const bool causal : {false, true}) {
-          const bool with_bias = ++seed % 3 == 0;
+          ++seed;  // every layout meets every bias
+          const auto layout = static_cast<Layout>(seed % 4);
+          const auto bias = static_cast<Bias>((seed + seed / 4) % 4);
+          const int num_threads = seed % 3 == 0 ? 1 : seed % 3 == 1 ? 2 : 7;
           SCOPED_TRACE(testing::Message()
                        << name_of(dtype) << " T=" << shape.queries << " S=" << shape.keys << " H=" << shape.heads << "/"
                        << shape.kv_heads << " D=" << shape.dim << " gates=" << static_cast<int>(kind)
-                       << " causal=" << causal << " bias=" << with_bias);
-          const std::int64_t gap = seed % 2 == 0 ? 3 : 0;
-          Case expected(shape, dtype, kind, causal, with_bias, gap, seed),
-              got(shape, dtype, kind, causal, with_bias, gap, seed);
-          got.p.parallel = threads(static_cast<int>(seed % 4) + 1);
+                       << " causal=" << causal << " bias=" << static_cast<int>(bias)
+                       << " layout=" << static_cast<int>(layout) << " threads=" << num_threads);
+          Case expected(shape, dtype, kind, causal, bias, layout, seed);
+          Case got(shape, dtype, kind, causal, bias, layout, seed);
+          got.p.parallel = threads(num_threads);
           reference::head_attention_forward(expected.p);
           backend_->forward(got.p);
-          expect_close("out", got.values(got.p.out, shape.queries, shape.heads),
-                       expected.values(expected.p.out, shape.queries, shape.heads), tolerance);
-          expect_close("lse", widen(got.lse), widen(expected.lse), 1e-4);
+          expect_close("out", got.values(got.out), expected.values(expected.out), tolerance);
+          expect_close("lse", widen(got.lse), widen(expected.lse), 1e-5);
           reference::head_attention_backward(expected.p);
           backend_->backward(got.p);
-          expect_close("grad_query", got.values(got.p.grad_query, shape.queries, shape.heads),
-                       expected.values(expected.p.grad_query, shape.queries, shape.heads), 4 * tolerance);
-          expect_close("grad_key", got.values(got.p.grad_key, shape.keys, shape.kv_heads),
-                       expected.values(expected.p.grad_key, shape.keys, shape.kv_heads), 4 * tolerance);
-          expect_close("grad_value", got.values(got.p.grad_value, shape.keys, shape.kv_heads),
-                       expected.values(expected.p.grad_value, shape.keys, shape.kv_heads), 4 * tolerance);
-          expect_close("grad_gates", widen(got.grad_gates), widen(expected.grad_gates), 8 * tolerance);
+          expect_close("grad_query", got.values(got.grad_query), expected.values(expected.grad_query), 4 * tolerance);
+          expect_close("grad_key", got.values(got.grad_key), expected.values(expected.grad_key), 4 * tolerance);
+          expect_close("grad_value", got.values(got.grad_value), expected.values(expected.grad_value), 4 * tolerance);
+          expect_close("grad_gates", widen(got.grad_gates), widen(expected.grad_gates), 4e-5);
           expect_close("grad_bias", widen(got.grad_bias), widen(expected.grad_bias), 8 * tolerance);
           if (HasFatalFailure()) return;
         }
@@ -219,28 +246,55 @@ TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
   }
 }
 
+// KV heads of many rows and of few. The output depends on nothing else; the gradients of keys depend on the number of
+// threads, never on the run.
 TEST_P(OnBackend, ResultsRepeatToTheBitWhateverThreadComesFirst) {
-  const Shape shape{2, 150, 300, 4, 2, 32};
-  std::vector<std::uint8_t> first;
-  for (int run = 0; run < 5; ++run) {
-    Case c(shape, DType::kFloat32, Gates::kSome, true, false, 0, 3);
-    c.p.parallel = threads(5);
-    backend_->forward(c.p);
-    backend_->backward(c.p);
-    std::vector<std::uint8_t> all = c.out;
-    for (const auto* part : {&c.grad_query, &c.grad_key, &c.grad_value})
-      all.insert(all.end(), part->begin(), part->end());
-    if (run == 0) first = all;
-    EXPECT_EQ(all, first);
+  for (const Shape& shape : {Shape{2, 150, 300, 4, 2, 32}, Shape{1, 2, 1500, 4, 2, 32}}) {
+    std::vector<std::uint8_t> out, gradients;
+    for (int run = 0; run < 6; ++run) {
+      Case c(shape, DType::kFloat32, Gates::kSome, true, Bias::kNone, Layout::kDense, 3);
+      c.p.parallel = threads(run < 3 ? 7 : run - 2);
+      backend_->forward(c.p);
+      backend_->backward(c.p);
+      std::vector<std::uint8_t> all;
+      for (const auto* part : {&c.grad_query, &c.grad_key, &c.grad_value})
+        all.insert(all.end(), part->begin(), part->end());
+      if (run == 0) {
+        out = c.out;
+        gradients = all;
+      }
+      EXPECT_EQ(c.out, out);
+      if (run < 3) {
+        EXPECT_EQ(all, gradients);
+      }
+    }
   }
 }
 
 TEST_P(OnBackend, NanReachesTheOutput) {
-  Case c({1, 20, 20, 2, 2, 16}, DType::kFloat32, Gates::kAll, true, false, 0, 1);
-  const float nan = std::nanf("");
-  std::memcpy(&c.query[0], &nan, 4);
-  backend_->forward(c.p);
-  EXPECT_TRUE(std::isnan(c.values(c.p.out, 20, 2)[0]));
+  for (const std::int64_t tokens : {3, 20}) {  // few rows, blocks of rows
+    Case c({1, tokens, 20, 2, 2, 16}, DType::kFloat32, Gates::kAll, true, Bias::kNone, Layout::kDense, 1);
+    const float nan = std::nanf("");
+    std::memcpy(&c.query[0], &nan, 4);
+    backend_->forward(c.p);
+    EXPECT_TRUE(std::isnan(c.values(c.out)[0]));
+  }
+}
+
+// Heads that no token selects are not computed, so numbers that would spoil everything do no harm.
+TEST_P(OnBackend, SkippedHeadsAreNotRead) {
+  for (const std::int64_t tokens : {1, 60}) {
+    Case c({1, tokens, 60, 4, 4, 16}, DType::kFloat32, Gates::kOneHead, true, Bias::kNone, Layout::kTransposed, 1);
+    const std::size_t unused = c.key.size() / 4 * 3;  // [B, H, S, D]: all heads but the last
+    for (auto* data : {&c.key, &c.value}) std::fill(data->begin(), data->begin() + unused, 0xff);  // NaN
+    backend_->forward(c.p);
+    backend_->backward(c.p);
+    for (const auto* data : {&c.out, &c.grad_query, &c.grad_key, &c.grad_value}) {
+      const auto values = c.values(*data);
+      EXPECT_TRUE(std::all_of(values.begin(), values.end() - values.size() / 4, [](double v) { return v == 0; }));
+      EXPECT_TRUE(std::none_of(values.begin(), values.end(), [](double v) { return std::isnan(v); }));
+    }
+  }
 }
 
 std::vector<std::string> backend_names() {
@@ -257,39 +311,51 @@ INSTANTIATE_TEST_SUITE_P(Table, OnBackend, testing::ValuesIn(backend_names()),
 TEST(Reference, GradientsAreTheDifferencesOfTheForward) {
   const Shape shape{1, 4, 5, 4, 2, 3};
   for (const bool causal : {false, true}) {
-    Case c(shape, DType::kFloat64, Gates::kSome, causal, true, 1, 4);
+    Case c(shape, DType::kFloat64, Gates::kSome, causal, Bias::kPlain, Layout::kDense, 4);
     reference::head_attention_forward(c.p);
     reference::head_attention_backward(c.p);
+    const auto grad = c.values(c.grad_out);
     const auto loss = [&] {
       reference::head_attention_forward(c.p);
-      const auto out = c.values(c.p.out, shape.queries, shape.heads);
-      Output4 weights;
-      weights.data = const_cast<void*>(c.p.grad_out.data);
-      std::copy(c.p.grad_out.stride, c.p.grad_out.stride + 4, weights.stride);
-      const auto grad = c.values(weights, shape.queries, shape.heads);
-      double sum = 0;
-      for (std::size_t i = 0; i < out.size(); ++i) sum += out[i] * grad[i];
-      return sum;
+      const auto out = c.values(c.out);
+      return std::inner_product(out.begin(), out.end(), grad.begin(), 0.0);
+    };
+    const auto difference = [&](std::vector<std::uint8_t>& input, std::size_t element) {
+      const double old = Case::get(&input[element * 8], DType::kFloat64);
+      Case::put(&input[element * 8], DType::kFloat64, old + 1e-5);
+      const double above = loss();
+      Case::put(&input[element * 8], DType::kFloat64, old - 1e-5);
+      const double below = loss();
+      Case::put(&input[element * 8], DType::kFloat64, old);
+      return (above - below) / 2e-5;
     };
     const struct {
       std::vector<std::uint8_t>*input, *gradient;
     } pairs[] = {{&c.query, &c.grad_query}, {&c.key, &c.grad_key}, {&c.value, &c.grad_value}};
     for (const auto& [input, gradient] : pairs) {
-      for (std::size_t at = 0; at < input->size(); at += 8) {
-        const double old = Case::get(&(*input)[at], DType::kFloat64);
-        Case::put(&(*input)[at], DType::kFloat64, old + 1e-5);
-        const double above = loss();
-        Case::put(&(*input)[at], DType::kFloat64, old - 1e-5);
-        const double below = loss();
-        Case::put(&(*input)[at], DType::kFloat64, old);
-        if (at / 8 % 4 == 3) continue;  // the gap between rows: nothing is written there
-        EXPECT_NEAR((above - below) / 2e-5, Case::get(&(*gradient)[at], DType::kFloat64), 1e-6);
+      const auto expected = c.values(*gradient);
+      for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(difference(*input, i), expected[i], 1e-7);
+    }
+    // Stored in fp32, so to fewer digits.
+    for (std::size_t i = 0; i < c.grad_bias.size(); ++i) EXPECT_NEAR(difference(c.bias, i), c.grad_bias[i], 1e-6);
+    for (std::size_t i = 0; i < c.gates.size(); ++i) {
+      if (c.gates[i] == 0) {
+        EXPECT_EQ(c.grad_gates[i], 0);
+        continue;
       }
+      const float old = c.gates[i];
+      const double before = loss();
+      c.gates[i] = 2 * old + 1;  // the loss is linear in a gate
+      EXPECT_NEAR((loss() - before) / (c.gates[i] - old), c.grad_gates[i], 1e-5);
+      c.gates[i] = old;
     }
   }
 }
 
 TEST(Table, ChoosesByNameOrByReason) {
+  const char* environment = std::getenv("MOH_BACKEND");
+  const std::string outside = environment == nullptr ? "" : environment;
+  unsetenv("MOH_BACKEND");
   HeadAttentionParams params;
   std::string reason;
   params.dtype = DType::kFloat64;
@@ -303,7 +369,20 @@ TEST(Table, ChoosesByNameOrByReason) {
   EXPECT_STREQ(choose_head_attention_backend(params, true, nullptr)->name, "reference");
   force_backend("");
   EXPECT_TRUE(choose_head_attention_backend(params, true, nullptr)->automatic);
-  EXPECT_THROW(force_backend("neon9"), moh::Error);
+  try {
+    force_backend("neon9");
+    FAIL() << "an unknown name was taken";
+  } catch (const moh::Error& error) {
+    for (const char* known : {"neon9", "auto", "composite", "portable", "reference"}) {
+      EXPECT_NE(std::string(error.what()).find(known), std::string::npos) << error.what();
+    }
+  }
+  setenv("MOH_BACKEND", "portable", 1);
+  EXPECT_STREQ(choose_head_attention_backend(params, false, nullptr)->name, "portable");
+  EXPECT_STREQ(choose_head_attention_backend(params, false, nullptr, "reference")->name, "reference");
+  setenv("MOH_BACKEND", "neon9", 1);
+  EXPECT_THROW(choose_head_attention_backend(params, false, nullptr), moh::Error);
+  outside.empty() ? unsetenv("MOH_BACKEND") : setenv("MOH_BACKEND", outside.c_str(), 1);
 }
 
 }  // namespace

@@ -32,6 +32,9 @@ TEST(ReferenceRouting, TwoStageByHand) {
   const auto one_shared = reference::route_two_stage(x, wg, {}, wg_0, 4, 1, 1, reference::GateForm::kAuthors);
   EXPECT_NEAR(one_shared.gates[0], 0.4, 1e-14);
   EXPECT_NEAR(one_shared.gates[3], 1.6, 1e-14);
+  const auto none_shared = reference::route_two_stage(x, wg, {}, {}, 3, 0, 2, reference::GateForm::kAuthors);
+  const double expected_none_shared[] = {0, 2 * 2.0 / 7, 2 * 5.0 / 7};
+  for (int i = 0; i < 3; ++i) EXPECT_NEAR(none_shared.gates[i], expected_none_shared[i], 1e-14);
   const auto all_shared = reference::route_two_stage(x, {}, wg_1, {}, 2, 2, 0, reference::GateForm::kAuthors);
   EXPECT_NEAR(all_shared.gates[0], 0.5, 1e-14);
 }

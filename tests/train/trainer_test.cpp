@@ -12,6 +12,7 @@
 
 #include "moh/base/error.h"
 #include "moh/io/npy.h"
+#include "moh/ops/autocast.h"
 #include "moh/train/language_task.h"
 #include "moh/train/schedule.h"
 
@@ -75,7 +76,7 @@ class TrainerTest : public testing::Test {
     LanguageTaskOptions options;
     options.sequence = train_config.sequence;
     options.seed = train_config.seed;
-    options.autocast = autocast_type(train_config.dtype);
+    options.autocast = moh::ops::autocast_type(train_config.dtype);
     std::optional<moh::models::Llama> teacher;
     if (distill) teacher = moh::models::Llama::initialize(tiny(router), 99);
     auto stream = moh::data::TokenStream::open(data_, nullptr, 64);
@@ -187,7 +188,7 @@ TEST(TrainConfig, SaysWhatIsWrong) {
   config.batch = 3;
   config.accumulate = 2;
   EXPECT_THROW(check_train_config(config), moh::Error);
-  EXPECT_THROW(autocast_type("int8"), moh::Error);
+  EXPECT_THROW(moh::ops::autocast_type("int8"), moh::Error);
 }
 
 }  // namespace

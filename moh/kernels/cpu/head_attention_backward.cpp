@@ -1,14 +1,16 @@
 // Fused head-sparse attention, backward, on CPUs. With A = softmax(scale * q K^T + bias) V of a row and out = gate * A:
 //
-//   P = exp(scores - lse)        recomputed; lse saved by the forward pass
-//   delta = <grad_out, out>      = gate * <grad_out, A>, so grad_gate = delta / gate
-//   dA = gate * grad_out         grad_value += P^T dA
-//   dS = P * (dA V^T - delta)    grad_bias = dS
-//   grad_query = scale * dS K    grad_key += scale * dS^T q
+//   P = exp(scores - lse)         recomputed; lse saved by the forward pass
+//   dP = grad_out V^T             grad_gate = sum_s P dP
+//   delta = <grad_out, out> / gate, equal to grad_gate but known before P is: no second pass over the keys
+//   dS = gate * P * (dP - delta)  grad_bias = dS
+//   grad_query = scale * dS K     grad_key += scale * dS^T q
+//   grad_value += (gate * P)^T grad_out
 //
-// Only rows that selected the head are gathered; no T x S memory. Blocks of 96 rows x 128 keys. Deterministic: a task
-// owns the gradients of one KV head's keys for its rows; where there are fewer KV heads than threads want, the rows are
-// cut into parts whose gradients of keys are added in the order of the parts.
+// grad_gate is not taken from delta, whose `out` was rounded: with a gate of 1e-6 an fp16 `out` has hardly any digits
+// left. Only rows that selected the head are gathered; no T x S memory. Blocks of 96 rows x 128 keys. Deterministic: a
+// task owns the gradients of one KV head's keys for its rows; where there are fewer KV heads than threads want, the
+// rows are cut into parts whose gradients of keys are added in the order of the parts.
 #include <math.h>
 
 #include "moh/kernels/cpu/work.h"
@@ -40,17 +42,20 @@ void add_transposed_product(int64_t keys, int64_t rows, const float* a, const fl
   }
 }
 
-// P in place of scores, dS in place of dP, for one row of a block.
-void softmax_gradient(float* scores, float* grad, int64_t seen, int64_t padded, float lse, float delta) {
+// gate * P in place of scores, dS in place of dP, for one row of a block. Returns the sum of P * dP.
+float softmax_gradient(float* scores, float* grad, int64_t seen, int64_t padded, float lse, float gate, float delta) {
   for (int64_t s = seen; s < padded; ++s) {
     scores[s] = -INFINITY;
     grad[s] = 0;
   }
+  Vec sum = Vec{};
   for (int64_t s = 0; s < padded; s += kWidth) {
-    const Vec p = exp2_of(load(scores + s) - lse);
-    store(scores + s, p);
-    store(grad + s, p * (load(grad + s) - delta));
+    const Vec p = exp2_of(load(scores + s) - lse), dp = load(grad + s), gated = p * gate;
+    sum += p * dp;
+    store(scores + s, gated);
+    store(grad + s, gated * (dp - delta));
   }
+  return sum_in(sum);
 }
 
 void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int32_t* rows, int64_t count,
@@ -58,10 +63,10 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
                     float* grad_value) {
   const int64_t dim = p.head_dim;
   int64_t visible[kBlockRows] = {};
-  float lse[kBlockRows], delta[kBlockRows];
+  float lse[kBlockRows], gate[kBlockRows], delta[kBlockRows], grad_gate[kBlockRows] = {};
   for (int64_t i = 0; i < count; ++i) {
     const int64_t t = rows[i];
-    const float gate = gate_of(p, b, t, h);
+    gate[i] = gate_of(p, b, t, h);
     float* grad = &scratch.grad[i * padded];
     visible[i] = visible_keys(p, t);
     read_row(grad, at(p.grad_out, p.dtype, b, t, h), p.grad_out.stride[3], dim, padded, p.dtype, 1.0F);
@@ -69,13 +74,11 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
     Vec dot = Vec{};
     for (int64_t d = 0; d < padded; d += kWidth) {
       dot += load(grad + d) * load(&scratch.row[d]);
-      store(grad + d, load(grad + d) * gate);
     }
-    delta[i] = sum_in(dot);
+    delta[i] = sum_in(dot) / gate[i];
     const int64_t place = (b * p.num_heads + h) * p.queries + t;
     // A row whose keys the bias hides all: P = 2^(-inf) = 0.
     lse[i] = p.lse[place] == -INFINITY ? INFINITY : p.lse[place] * kLog2E;
-    if (p.grad_gates != nullptr) p.grad_gates[(b * p.queries + t) * p.num_heads + h] = delta[i] / gate;
     read_row(&scratch.query[i * padded], at(p.query, p.dtype, b, t, h), p.query.stride[3], dim, padded, p.dtype,
              p.scale * kLog2E);
   }
@@ -92,10 +95,8 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
     for (int64_t i = first; i < count; ++i) {
       float *scores = &scratch.scores[i * kBlockKeys], *grad = &scratch.grad_scores[i * kBlockKeys];
       const int64_t seen = max_of(min_of(visible[i], key_end) - key_begin, 0);
-      if (p.bias.data != nullptr) {
-        for (int64_t s = 0; s < seen; ++s) scores[s] += kLog2E * bias_at(p, b, h, rows[i], key_begin + s);
-      }
-      softmax_gradient(scores, grad, seen, round_up(block_keys, kWidth), lse[i], delta[i]);
+      if (p.bias.data != nullptr) add_bias(p, b, h, rows[i], scores, key_begin, seen);
+      grad_gate[i] += softmax_gradient(scores, grad, seen, round_up(block_keys, kWidth), lse[i], gate[i], delta[i]);
       if (p.grad_bias != nullptr) {
         float* to = p.grad_bias + ((b * p.num_heads + h) * p.queries + rows[i]) * p.keys + key_begin;
         memcpy(to, grad, static_cast<size_t>(seen) * sizeof(float));
@@ -120,6 +121,7 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
   for (int64_t i = 0; i < count; ++i) {
     write_row(at(p.grad_query, p.dtype, b, rows[i], h), p.grad_query.stride[3], &scratch.grad_query[i * padded], dim,
               p.dtype, p.scale);
+    if (p.grad_gates != nullptr) p.grad_gates[(b * p.queries + rows[i]) * p.num_heads + h] = grad_gate[i];
   }
 }
 

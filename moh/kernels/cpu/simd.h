@@ -24,6 +24,8 @@ namespace moh::kernels::MOH_ISA {
 
 typedef float Vec __attribute__((vector_size(MOH_VECTOR_BYTES)));
 typedef int32_t IntVec __attribute__((vector_size(MOH_VECTOR_BYTES)));
+typedef uint32_t BitVec __attribute__((vector_size(MOH_VECTOR_BYTES)));
+typedef uint16_t HalfVec __attribute__((vector_size(MOH_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(MOH_VECTOR_BYTES), aligned(4), may_alias));
 
 constexpr int kWidth = MOH_VECTOR_BYTES / 4;  // floats in a vector
@@ -37,15 +39,26 @@ static inline Vec load(const float* from) { return *reinterpret_cast<const Unali
 static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 static inline Vec splat(float value) { return Vec{} + value; }
 static inline Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+// The lanes i and i ^ half change places.
+static inline Vec swap_lanes(Vec v, int half) {
+#if MOH_VECTOR_BYTES == 64
+  constexpr IntVec kLanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif MOH_VECTOR_BYTES == 32
+  constexpr IntVec kLanes = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+  constexpr IntVec kLanes = {0, 1, 2, 3};
+#endif
+  return __builtin_shuffle(v, kLanes ^ half);
+}
 static inline float max_in(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kWidth; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) v = max_of(v, swap_lanes(v, half));
+  return v[0];
 }
 static inline float sum_in(Vec v) {
-  float sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) v += swap_lanes(v, half);
+  return v[0];
 }
 
 // 2^x to about 2 ulp; 0 below -125, NaN stays NaN. Round to an integer n by adding 1.5 * 2^23, a polynomial (Cephes'
@@ -67,7 +80,21 @@ static inline Vec exp2_of(Vec x) {
   return x >= kLowest ? (Vec)power : rest;
 }
 
-static inline float from_bf16(uint16_t bits) {
+// Types of elements in memory: float, uint16_t (the bits of bf16), _Float16. A vector or a number of each, as fp32.
+// In vector code because the compiler does so by itself for bf16 only sometimes and for fp16 never (GCC 12).
+static inline Vec widen(const float* from) { return load(from); }
+static inline Vec widen(const uint16_t* from) {
+  return (Vec)(__builtin_convertvector(*reinterpret_cast<const HalfVec*>(from), BitVec) << 16);
+}
+static inline Vec widen(const _Float16* from) {
+  const BitVec bits = __builtin_convertvector(*reinterpret_cast<const HalfVec*>(from), BitVec);
+  const Vec finite = (Vec)((bits & 0x7fffU) << 13) * 0x1p112F;  // exact, subnormal numbers too
+  const BitVec infinite_or_nan = (BitVec)((bits & 0x7c00U) == 0x7c00U) & 0x7f800000U;
+  return (Vec)((BitVec)finite | infinite_or_nan | (bits & 0x8000U) << 16);
+}
+static inline float widen_one(float value) { return value; }
+static inline float widen_one(_Float16 value) { return static_cast<float>(value); }
+static inline float widen_one(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
   memcpy(&value, &wide, 4);
@@ -80,29 +107,28 @@ static inline uint16_t to_bf16(float value) {  // to nearest even; NaN stays NaN
   return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
+template <class T>
+static inline void read_elements(float* to, const T* from, int64_t stride, int64_t size, float factor) {
+  if (stride != 1) {
+    for (int64_t i = 0; i < size; ++i) to[i] = widen_one(from[i * stride]) * factor;
+    return;
+  }
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) store(to + i, widen(from + i) * factor);
+  for (; i < size; ++i) to[i] = widen_one(from[i]) * factor;
+}
+
 // to[i] = factor * from[i * stride] for i < size, zeros up to `padded`.
 static inline void read_row(float* to, const char* from, int64_t stride, int64_t size, int64_t padded, DType dtype,
                             float factor) {
-  int64_t i = 0;
   if (dtype == DType::kFloat32) {
-    const float* row = reinterpret_cast<const float*>(from);
-    if (stride == 1) {
-      for (; i < size; ++i) to[i] = factor * row[i];
-    } else {
-      for (; i < size; ++i) to[i] = factor * row[i * stride];
-    }
+    read_elements(to, reinterpret_cast<const float*>(from), stride, size, factor);
   } else if (dtype == DType::kBFloat16) {
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(from);
-    if (stride == 1) {
-      for (; i < size; ++i) to[i] = factor * from_bf16(row[i]);
-    } else {
-      for (; i < size; ++i) to[i] = factor * from_bf16(row[i * stride]);
-    }
+    read_elements(to, reinterpret_cast<const uint16_t*>(from), stride, size, factor);
   } else {
-    const _Float16* row = reinterpret_cast<const _Float16*>(from);
-    for (; i < size; ++i) to[i] = factor * static_cast<float>(row[i * stride]);
+    read_elements(to, reinterpret_cast<const _Float16*>(from), stride, size, factor);
   }
-  for (; i < padded; ++i) to[i] = 0;
+  for (int64_t i = size; i < padded; ++i) to[i] = 0;
 }
 
 // to[i * stride] = factor * from[i].

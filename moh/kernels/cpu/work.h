@@ -109,10 +109,13 @@ static inline void block_scores(float* scores, const float* rows, int64_t row_si
   }
 }
 
-static inline float bias_at(const HeadAttentionParams& p, int64_t b, int64_t h, int64_t t, int64_t s) {
-  float value;
-  read_row(&value, at(p.bias, p.dtype, b, h, t) + s * p.bias.stride[3] * size_of(p.dtype), 1, 1, 1, p.dtype, 1.0F);
-  return value;
+// Adds log2(e) * bias to the scores of one row for the `count` <= kBlockKeys keys from `key_begin` on.
+static inline void add_bias(const HeadAttentionParams& p, int64_t b, int64_t h, int64_t t, float* scores,
+                            int64_t key_begin, int64_t count) {
+  float bias[kBlockKeys];
+  const char* from = at(p.bias, p.dtype, b, h, t) + key_begin * p.bias.stride[3] * size_of(p.dtype);
+  read_row(bias, from, p.bias.stride[3], count, count, p.dtype, kLog2E);
+  for (int64_t s = 0; s < count; ++s) scores[s] += bias[s];
 }
 
 // Hands the items 0 .. count - 1 to threads one after another; `body(item)`.

@@ -4,8 +4,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 
-namespace moh::train {
+namespace moh::ops {
+
+// "fp32": none; "bf16", "fp16". Error on other names.
+std::optional<at::ScalarType> autocast_type(const std::string& dtype);
 
 class Autocast {
  public:
@@ -19,4 +23,4 @@ class Autocast {
   at::DeviceType device_;
 };
 
-}  // namespace moh::train
+}  // namespace moh::ops

@@ -1,8 +1,17 @@
-#include "moh/train/autocast.h"
+#include "moh/ops/autocast.h"
 
 #include <ATen/autocast_mode.h>
 
-namespace moh::train {
+#include "moh/base/error.h"
+
+namespace moh::ops {
+
+std::optional<at::ScalarType> autocast_type(const std::string& dtype) {
+  if (dtype == "fp32") return std::nullopt;
+  if (dtype == "bf16") return at::kBFloat16;
+  if (dtype == "fp16") return at::kHalf;
+  fail("[dtype] unknown dtype `", dtype, "`; known: fp32, bf16, fp16");
+}
 
 Autocast::Autocast(std::optional<at::ScalarType> type, at::DeviceType device) : device_(device) {
   if (!type || *type == at::kFloat || *type == at::kDouble) return;
@@ -20,4 +29,4 @@ Autocast::~Autocast() {
   at::autocast::set_autocast_enabled(device_, was_enabled_);
 }
 
-}  // namespace moh::train
+}  // namespace moh::ops

@@ -1,4 +1,4 @@
-#include "cli/commands/language_options.h"
+#include "cli/commands/language_training.h"
 
 #include <fmt/format.h>
 
@@ -8,6 +8,7 @@
 #include "cli/progress.h"
 #include "moh/io/files.h"
 #include "moh/io/tokenizer.h"
+#include "moh/ops/autocast.h"
 #include "moh/train/language_task.h"
 
 namespace moh::cli {
@@ -144,7 +145,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
   train::LanguageTaskOptions task_options;
   task_options.sequence = config.sequence;
   task_options.seed = static_cast<std::uint64_t>(config.seed);
-  task_options.autocast = train::autocast_type(config.dtype);
+  task_options.autocast = ops::autocast_type(config.dtype);
   task_options.distill_weight = run.distill_weight;
   task_options.valid_windows = run.valid_windows;
   task_options.companions = tokenizer_folder;
