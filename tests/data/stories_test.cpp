@@ -14,7 +14,7 @@ using moh::data::StoryGrammar;
 // Reading left to right, the alternative that was chosen is always recognised by its beginning: each begins with
 // literal text (or, for a rule of sentences, with a name bound before), and none begins another. Then no text has two
 // derivations.
-TEST(Stories, AlternativesDifferFromTheBeginning) {
+TEST(StoryGrammar, AlternativesDifferFromTheBeginning) {
   const StoryGrammar grammar;
   for (const auto& [name, alternatives] : grammar.rules()) {
     if (alternatives.size() == 1) continue;
@@ -34,7 +34,7 @@ TEST(Stories, AlternativesDifferFromTheBeginning) {
   }
 }
 
-TEST(Stories, SameTextSameProbabilityAndTheMeanIsTheEntropy) {
+TEST(StoryGrammar, SameTextSameProbabilityAndTheMeanIsTheEntropy) {
   const StoryGrammar grammar;
   std::uint64_t state = 5;
   std::map<std::string, double> seen;
@@ -53,7 +53,7 @@ TEST(Stories, SameTextSameProbabilityAndTheMeanIsTheEntropy) {
   EXPECT_GT(deviation, 0.1);
 }
 
-TEST(Stories, LookBackOverTheStory) {
+TEST(StoryGrammar, LookBackOverTheStory) {
   const StoryGrammar grammar;
   std::uint64_t state = 9;
   std::set<std::string> vocabulary;

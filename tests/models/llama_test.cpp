@@ -141,7 +141,7 @@ TEST(Sampler, FollowsItsProbabilitiesAndCuts) {
 }
 
 // The real checkpoint of ../shared/data, if it is there.
-class Stories : public testing::Test {
+class Stories260K : public testing::Test {
  protected:
   void SetUp() override {
     if (!fs::is_directory(folder_)) GTEST_SKIP() << folder_ << " is not there";
@@ -149,7 +149,7 @@ class Stories : public testing::Test {
   const std::string data_ = MOH_SOURCE_DIR "/../shared/data", folder_ = data_ + "/models/stories260K";
 };
 
-TEST_F(Stories, LogitsAndGreedyTokensMatchTheReference) {
+TEST_F(Stories260K, LogitsAndGreedyTokensMatchTheReference) {
   const c10::NoGradGuard no_grad;
   const Llama model = Llama::load(folder_);
   const std::string file = folder_ + "/reference/reference.json";
@@ -175,7 +175,7 @@ TEST_F(Stories, LogitsAndGreedyTokensMatchTheReference) {
   EXPECT_EQ(got, greedy);
 }
 
-TEST_F(Stories, PerplexityIsThePublishedOne) {
+TEST_F(Stories260K, PerplexityIsThePublishedOne) {
   const Llama model = Llama::load(folder_);
   const auto stream =
       moh::data::TokenStream::open(data_ + "/stories260K-samples/valid.npy", nullptr, model.config().vocab_size);
