@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "moh/io/tokenizer.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::cli {
 namespace {
@@ -28,9 +29,7 @@ std::size_t find_stop(const std::string& text, const std::vector<std::string>& s
 }
 
 int run_generate(const Context& context, Options options) {
-  const auto dtype = context.dtype == "bf16" ? at::kBFloat16 : context.dtype == "fp16" ? at::kHalf : at::kFloat;
-  MOH_CHECK(dtype != at::kFloat || context.dtype == "fp32", "[generate] unknown dtype `", context.dtype,
-            "`; known: fp32, bf16, fp16");
+  const at::ScalarType dtype = ops::autocast_type(context.dtype).value_or(at::kFloat);
   models::Llama model = models::Llama::load(options.model, dtype);
   model.to(context.torch_device());
   const auto tokenizer = io::load_tokenizer(options.model);

@@ -10,6 +10,7 @@
 
 #include "moh/base/error.h"
 #include "moh/io/files.h"
+#include "moh/io/shape_bytes.h"
 
 namespace moh::io {
 namespace {
@@ -20,21 +21,6 @@ constexpr std::array<std::string_view, 12> kDtypes = {"u1", "u2", "u4", "u8", "i
                                                       "i4", "i8", "f2", "f4", "f8", "b1"};
 
 bool known_dtype(std::string_view dtype) { return std::find(kDtypes.begin(), kDtypes.end(), dtype) != kDtypes.end(); }
-
-// Nothing: too many bytes to count.
-std::optional<std::uint64_t> bytes_of(const std::vector<std::int64_t>& shape, const std::string& dtype) {
-  std::int64_t bytes = dtype[1] - '0';
-  bool empty = false;
-  for (const std::int64_t size : shape) {
-    if (size < 0) return std::nullopt;
-    if (size == 0) {
-      empty = true;
-    } else if (__builtin_mul_overflow(bytes, size, &bytes)) {
-      return std::nullopt;
-    }
-  }
-  return empty ? 0 : static_cast<std::uint64_t>(bytes);
-}
 
 // "{'descr': '<u2', 'fortran_order': False, 'shape': (3, 4), }" and spaces, a newline last.
 class HeaderParser {
@@ -176,7 +162,7 @@ NpyHeader read_npy_header(std::span<const std::byte> file, const std::string& la
   MOH_CHECK(!parser.fortran_order || parser.shape.size() <= 1, prefix,
             "the array is in Fortran order; save numpy.ascontiguousarray(array)");
   header.shape = std::move(parser.shape);
-  const auto bytes = bytes_of(header.shape, header.dtype);
+  const auto bytes = shape_bytes(header.shape, header.dtype[1] - '0');
   MOH_CHECK(bytes, prefix, "the shape has too many elements");
   const std::size_t data_bytes = text.size() - header.data_offset;
   MOH_CHECK(*bytes == data_bytes, prefix, "the shape needs ", *bytes, " bytes of data, the file has ", data_bytes);
@@ -188,7 +174,7 @@ void write_npy(const std::string& path, const std::string& dtype, const std::vec
                std::span<const std::byte> data) {
   const std::string prefix = "[npy] " + path + ": ";
   MOH_CHECK(known_dtype(dtype), prefix, "dtype ", dtype, " is not supported, expected one such as u2 or f4");
-  const auto bytes = bytes_of(shape, dtype);
+  const auto bytes = shape_bytes(shape, dtype[1] - '0');
   MOH_CHECK(bytes && *bytes == data.size(), prefix, "the shape and dtype ", dtype, " do not fit ", data.size(),
             " bytes of data");
   std::string sizes;

@@ -12,6 +12,7 @@
 
 #include "moh/base/fields.h"
 #include "moh/io/files.h"
+#include "moh/io/shape_bytes.h"
 
 namespace moh::io {
 namespace {
@@ -52,22 +53,6 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
     text += (i ? ", " : "") + std::to_string(shape[i]);
   }
   return text + "]";
-}
-
-// Nothing: a negative size or more bytes than an int64 can count. Sizes of 0 do not excuse an overflow of the others,
-// whose product still goes into strides.
-std::optional<std::uint64_t> bytes_of(const std::vector<std::int64_t>& shape, int element_bytes) {
-  std::int64_t bytes = element_bytes;
-  bool empty = false;
-  for (const std::int64_t size : shape) {
-    if (size < 0) return std::nullopt;
-    if (size == 0) {
-      empty = true;
-    } else if (__builtin_mul_overflow(bytes, size, &bytes)) {
-      return std::nullopt;
-    }
-  }
-  return empty ? 0 : static_cast<std::uint64_t>(bytes);
 }
 
 struct Entry {
@@ -211,7 +196,7 @@ void check_layout(std::vector<Entry>& entries, std::uint64_t data_size, const st
     if (end > data_size) {
       complain(entry, "ends at byte ", end, " of the data, but there are ", data_size, "; is the file cut short?");
     }
-    const auto bytes = bytes_of(view.shape, dtype_bytes(view.dtype));
+    const auto bytes = shape_bytes(view.shape, dtype_bytes(view.dtype));
     if (!bytes) complain(entry, "of shape ", shape_text(view.shape), " has too many elements");
     if (*bytes != end - begin) {
       complain(entry, "of shape ", shape_text(view.shape), " and dtype ", view.dtype, " needs ", *bytes,
@@ -316,7 +301,7 @@ void write_safetensors(const std::string& path, const std::vector<TensorView>& t
       MOH_CHECK(names.insert(tensor.name).second, prefix, "two tensors are named ", name_text(tensor.name));
       MOH_CHECK(element_bytes != 0, prefix, "tensor ", name_text(tensor.name), " has the unknown dtype ",
                 name_text(tensor.dtype));
-      const auto bytes = bytes_of(tensor.shape, element_bytes);
+      const auto bytes = shape_bytes(tensor.shape, element_bytes);
       MOH_CHECK(bytes && *bytes == tensor.bytes.size(), prefix, "tensor ", name_text(tensor.name), " of shape ",
                 shape_text(tensor.shape), " and dtype ", tensor.dtype, " cannot have ", tensor.bytes.size(), " bytes");
       const Json entry = {

@@ -89,8 +89,7 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
                  key_begin, key_end);
     block_scores(scratch.grad_scores.data, scratch.grad.data, padded, count, visible, packed.values_transposed.data,
                  dim, key_begin, key_end);
-    int64_t first = 0;  // rows before, in whole tiles, see none of these keys
-    while (first < count && visible[min_of(first + kRows, count) - 1] <= key_begin) first += kRows;
+    const int64_t first = first_row_seeing(visible, count, key_begin);
     const int64_t block_keys = key_end - key_begin;
     for (int64_t i = first; i < count; ++i) {
       float *scores = &scratch.scores[i * kBlockKeys], *grad = &scratch.grad_scores[i * kBlockKeys];

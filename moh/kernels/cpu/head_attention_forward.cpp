@@ -58,8 +58,7 @@ void attend_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int3
   for (int64_t key_begin = 0; key_begin < last; key_begin += kBlockKeys) {
     const int64_t key_end = min_of(key_begin + kBlockKeys, last);
     block_scores(scratch.scores.data, scratch.query.data, dim, count, visible, keys, dim, key_begin, key_end);
-    int64_t first = 0;  // rows before, in whole tiles, see none of these keys
-    while (first < count && visible[min_of(first + kRows, count) - 1] <= key_begin) first += kRows;
+    const int64_t first = first_row_seeing(visible, count, key_begin);
     int64_t depth[kBlockRows / kRows];  // keys that each tile of rows multiplies with values
     for (int64_t tile = first; tile < count; tile += kRows) {
       const int64_t tile_end = min_of(tile + kRows, count);

@@ -95,14 +95,21 @@ static inline void pack_rows(float* to, const Input4& tensor, const HeadAttentio
   }
 }
 
+// The first row, in whole tiles of kRows, that may see `key`: rows before it see no key from there on; `count` if none.
+// `visible`: keys that each row sees, non-decreasing.
+static inline int64_t first_row_seeing(const int64_t* visible, int64_t count, int64_t key) {
+  int64_t first = 0;
+  while (first < count && visible[min_of(first + kRows, count) - 1] <= key) first += kRows;
+  return first;
+}
+
 // scores[i][s - key_begin] = <rows[i], key s> for the keys of one block, as far as each group of kRows rows sees any.
 // `visible`: keys that each row sees, non-decreasing.
 static inline void block_scores(float* scores, const float* rows, int64_t row_size, int64_t count,
                                 const int64_t* visible, const float* packed, int64_t dim, int64_t key_begin,
                                 int64_t key_end) {
   for (int64_t panel = key_begin; panel < key_end; panel += kPanel) {
-    int64_t first = 0;  // rows before see nothing of this panel
-    while (first < count && visible[min_of(first + kRows, count) - 1] <= panel) first += kRows;
+    const int64_t first = first_row_seeing(visible, count, panel);
     if (first >= count) return;
     product(count - first, kPanel, dim, rows + first * row_size, row_size, 1, packed + panel * dim, kPanel,
             scores + first * kBlockKeys + (panel - key_begin), kBlockKeys, false);
