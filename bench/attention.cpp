@@ -9,7 +9,7 @@
 
 #include "bench/bench.h"
 #include "moh/base/error.h"
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 #include "moh/ops/autocast.h"
 #include "moh/ops/head_attention.h"
 
@@ -109,16 +109,15 @@ Json run_case(const Case& c, const Grid& grid) {
     const c10::AutoGradMode mode(backward);
     timing = time_pair(moh, rival, grid.seconds);
   }
-  kernels::HeadAttentionParams params;
-  params.head_dim = c.head_dim;
-  params.dtype = c.dtype == at::kFloat      ? kernels::DType::kFloat32
-                 : c.dtype == at::kBFloat16 ? kernels::DType::kBFloat16
-                                            : kernels::DType::kFloat16;
-  const auto* backend = kernels::choose_head_attention_backend(params, backward, nullptr);
+  const kernels::DType dtype = c.dtype == at::kFloat      ? kernels::DType::kFloat32
+                               : c.dtype == at::kBFloat16 ? kernels::DType::kBFloat16
+                                                          : kernels::DType::kFloat16;
+  const auto* backend =
+      kernels::choose_backend({.dtype = dtype, .head_dim = c.head_dim, .backward = backward}, nullptr);
   Json row = Json::object();
   row["subject"] = "attention";
   row["direction"] = c.direction;
-  row["dtype"] = kernels::name_of(params.dtype);
+  row["dtype"] = kernels::name_of(dtype);
   row["batch"] = c.batch;
   row["heads"] = c.heads;
   row["kv_heads"] = c.kv_heads;

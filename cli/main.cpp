@@ -11,7 +11,7 @@
 #include "cli/command.h"
 #include "cli/config_file.h"
 #include "moh/base/error.h"
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 
 namespace moh::cli {
 
@@ -43,7 +43,8 @@ at::Device Context::torch_device() const {
   const bool is_cuda = device == "cuda" || device.starts_with("cuda:");
   MOH_CHECK(device == "cpu" || is_cuda, "[device] unknown device `", device, "`; known: cpu, cuda, cuda:i");
   if (!is_cuda) return at::kCPU;
-  MOH_CHECK(at::globalContext().hasCUDA(), "[device] `", device, "` is not available: this torch or machine has no CUDA");
+  MOH_CHECK(at::globalContext().hasCUDA(), "[device] `", device,
+            "` is not available: this torch or machine has no CUDA");
   return at::Device(device);
 }
 

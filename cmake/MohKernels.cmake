@@ -1,5 +1,5 @@
 # Kernel sources that are compiled once per instruction set. Each copy lives in the namespace MOH_ISA and sees vectors of
-# MOH_VECTOR_BYTES; which copy runs is decided at run time (moh/kernels/head_attention.cpp).
+# MOH_VECTOR_BYTES; which copy runs is decided at run time (moh/kernels/backend.cpp).
 set(MOH_ISAS portable)
 set(MOH_FLAGS_portable -DMOH_VECTOR_BYTES=16)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

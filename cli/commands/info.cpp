@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "cli/command.h"
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 #include "moh/models/llama_config.h"
 
 namespace moh::cli {
@@ -23,7 +23,7 @@ int info(const Context& context) {
   line["torch_cpu_capability"] = at::get_cpu_capability();
   line["threads"] = at::get_num_threads();
   Json backends = Json::array();
-  for (const auto& backend : kernels::head_attention_backends()) {
+  for (const auto& backend : kernels::backends()) {
     const std::string reason = backend.unavailable_reason();
     backends.push_back(
         {{"name", backend.name}, {"available", reason.empty()}, {"automatic", backend.automatic}, {"reason", reason}});

@@ -11,21 +11,15 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #include "moh/kernels/dtype.h"
 #include "moh/kernels/parallel.h"
+#include "moh/kernels/strided.h"
 
 namespace moh::kernels {
 
-template <class Pointer>
-struct Strided4 {  // a [B, T, H, D] tensor (bias: [B, H, T, S])
-  Pointer data = nullptr;
-  std::int64_t stride[4] = {0, 0, 0, 0};
-};
-using Input4 = Strided4<const void*>;
-using Output4 = Strided4<void*>;
+using Input4 = Strided<const void*, 4>;  // a [B, T, H, D] tensor (bias: [B, H, T, S])
+using Output4 = Strided<void*, 4>;
 
 struct HeadAttentionParams {
   std::int64_t batch = 0, queries = 0, keys = 0;  // B, T, S
@@ -50,32 +44,5 @@ struct HeadAttentionParams {
 
   Parallel parallel;
 };
-
-// One way of running the operator. The table is ordered best first; `automatic` is false for backends that run only
-// when asked for by name (the scalar reference).
-struct Backend {
-  const char* name;
-  bool automatic;
-  // Empty: it can. Otherwise one sentence that says why not. Called with `backward` for the direction wanted.
-  std::string (*unsupported_reason)(const HeadAttentionParams& params, bool backward);
-  // Empty: usable on this machine. Independent of params.
-  std::string (*unavailable_reason)();
-  void (*forward)(const HeadAttentionParams& params);
-  void (*backward)(const HeadAttentionParams& params);
-};
-
-// avx512, avx2, portable, reference (CUDA backends join here when built).
-const std::vector<Backend>& head_attention_backends();
-
-// The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the
-// argument; if empty, force_backend(); if empty, MOH_BACKEND) that cannot run is an Error that says why. The name
-// "composite" forces nullptr.
-const Backend* choose_head_attention_backend(const HeadAttentionParams& params, bool backward, std::string* reason,
-                                             const std::string& name = "");
-
-// Process-wide choice by name, as --backend sets it; "" returns to automatic. Unknown names are an Error that lists the
-// known ones.
-void force_backend(const std::string& name);
-std::string forced_backend();
 
 }  // namespace moh::kernels

@@ -10,6 +10,7 @@
 #include "moh/base/error.h"
 #include "moh/layers/rope.h"
 #include "moh/ops/head_attention.h"
+#include "moh/ops/projection.h"
 
 namespace moh::models {
 namespace {
@@ -188,7 +189,19 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   const auto split = [&](const Tensor& rows, std::int64_t count) {
     return rows.reshape({batch, tokens, count, config_.head_dim});
   };
-  const Tensor plain_query = split(at::linear(x, layer.q, layer.q_bias), heads);
+  // A trained router decides from x alone, before any query is computed: queries of unselected heads never are. The
+  // norm router needs every query.
+  optional<ops::Routing> routing;
+  const std::int64_t shared = config_.shared_heads(index), top_k = config_.top_k(index);
+  if (config_.moh && config_.moh->router != "norm") {
+    routing = ops::route_two_stage(x, layer.wg, layer.wg_1, layer.wg_0, heads, shared, top_k, config_.moh->gates);
+  }
+  const Tensor plain_query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
+                                     : split(at::linear(x, layer.q, layer.q_bias), heads);
+  if (config_.moh && !routing) {
+    routing = ops::route_query_norm(plain_query, shared, top_k);
+    if (config_.moh->straight_through == "none") routing->gates = routing->gates.detach();
+  }
   const Tensor query = layers::apply_rope(plain_query, rope);
   Tensor key = layers::apply_rope(split(at::linear(x, layer.k, layer.k_bias), config_.num_key_value_heads), rope);
   Tensor value = split(at::linear(x, layer.v, layer.v_bias), config_.num_key_value_heads);
@@ -200,26 +213,24 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
     value = cache.value[index].narrow(1, 0, cache.length + tokens);
   }
 
-  Tensor attended;
-  if (!config_.moh) {
+  if (!routing) {
     const Tensor gates = at::ones({batch, tokens, heads}, query.options().dtype(at::kFloat).requires_grad(false));
-    attended = ops::head_attention(query, key, value, gates, bias, /*causal=*/true);
-  } else {
-    const MohConfig& moh = *config_.moh;
-    const std::int64_t shared = moh.shared_heads[index], top_k = moh.top_k[index];
-    ops::Routing routing = moh.router == "norm" ? ops::route_query_norm(plain_query, shared, top_k)
-                                                : ops::route_two_stage(x, layer.wg, layer.wg_1, layer.wg_0, heads,
-                                                                       shared, top_k, moh.gates);
-    if (moh.straight_through == "none" && moh.router == "norm") routing.gates = routing.gates.detach();
-    const bool gradient_to_all = moh.straight_through == "all" && routing.gates.requires_grad();
-    attended = gradient_to_all ? ops::head_attention_composite(query, key, value, routing.gates, bias, /*causal=*/true)
-                               : ops::head_attention(query, key, value, routing.gates, bias, /*causal=*/true);
-    if (top_k > 0) {
-      balance_losses.push_back(ops::load_balance_loss(routing.probabilities, routing.indices, moh.balance));
-    }
-    output.routing.push_back(std::move(routing));
+    const Tensor attended = ops::head_attention(query, key, value, gates, bias, /*causal=*/true);
+    return at::linear(attended.flatten(2), layer.o, layer.o_bias);
   }
-  return at::linear(attended.flatten(2), layer.o, layer.o_bias);
+  const MohConfig& moh = *config_.moh;
+  const Tensor gates = routing->gates;
+  if (top_k > 0) {
+    balance_losses.push_back(ops::load_balance_loss(routing->probabilities, routing->indices, moh.balance));
+  }
+  output.routing.push_back(std::move(*routing));
+  if (moh.straight_through == "all" &&
+      gates.requires_grad()) {  // every gate gets a gradient, so every head is computed
+    const Tensor attended = ops::head_attention_composite(query, key, value, gates, bias, /*causal=*/true);
+    return at::linear(attended.flatten(2), layer.o, layer.o_bias);
+  }
+  const Tensor attended = ops::head_attention(query, key, value, gates, bias, /*causal=*/true);
+  return ops::combine_heads(attended, layer.o, layer.o_bias, gates);
 }
 
 LlamaOutput Llama::forward(const LlamaInput& input) const {

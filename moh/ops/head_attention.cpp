@@ -8,7 +8,8 @@
 #include <limits>
 
 #include "moh/base/error.h"
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
+#include "moh/ops/kernel_tensor.h"
 #include "moh/ops/parallel.h"
 
 namespace moh::ops {
@@ -142,29 +143,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward(const Tens
           grad_gates.contiguous(), grad_scores};
 }
 
-kernels::DType kernel_dtype(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return kernels::DType::kFloat32;
-    case at::kBFloat16:
-      return kernels::DType::kBFloat16;
-    case at::kHalf:
-      return kernels::DType::kFloat16;
-    default:
-      return kernels::DType::kFloat64;
-  }
-}
-
-template <class Target>
-void fill(Target& target, const Tensor& tensor) {
-  if constexpr (std::is_same_v<Target, kernels::Input4>) {
-    target.data = tensor.const_data_ptr();
-  } else {
-    target.data = tensor.mutable_data_ptr();
-  }
-  for (int i = 0; i < 4; ++i) target.stride[i] = tensor.stride(i);
-}
-
 kernels::HeadAttentionParams make_params(const Tensor& query, const Tensor& key, const Tensor& value,
                                          const Tensor& gates_fp32, const optional<Tensor>& bias, bool causal,
                                          double scale) {
@@ -188,7 +166,9 @@ kernels::HeadAttentionParams make_params(const Tensor& query, const Tensor& key,
   return params;
 }
 
-Tensor as_kernel_gates(const Tensor& gates) { return gates.detach().to(at::kFloat).contiguous(); }
+kernels::CallTraits traits_of(const kernels::HeadAttentionParams& params, bool backward) {
+  return {params.dtype, params.on_cpu, params.head_dim, backward};
+}
 
 // The kernels read a bias of the dtype of query, already expanded to four dimensions (stride 0 where it broadcasts).
 optional<Tensor> as_kernel_bias(const optional<Tensor>& bias, const Tensor& query, const Tensor& key) {
@@ -208,16 +188,16 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
   check_inputs(query, key, value, gates, bias);
   const double scale = scale_or_default(scale_option, query);
   if (query.is_cpu()) {
-    const Tensor kernel_gates = as_kernel_gates(gates);
+    const Tensor kernel_gates = kernel_gates_of(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
     std::string reason;
-    if (const auto* backend = kernels::choose_head_attention_backend(params, false, &reason)) {
+    if (const auto* backend = kernels::choose_backend(traits_of(params, false), &reason)) {
       const Tensor out = at::empty(query.sizes(), query.options());
       const Tensor lse = at::empty({query.size(0), query.size(2), query.size(1)}, query.options().dtype(at::kFloat));
       fill(params.out, out);
       params.lse = lse.mutable_data_ptr<float>();
-      backend->forward(params);
+      backend->attention_forward(params);
       return {out, lse};
     }
     tell_composite(query, reason);
@@ -234,11 +214,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
   const double scale = scale_or_default(scale_option, query);
   const auto empty_bias_gradient = [&] { return at::empty({0}, lse.options()); };
   if (query.is_cpu()) {
-    const Tensor kernel_gates = as_kernel_gates(gates);
+    const Tensor kernel_gates = kernel_gates_of(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
     std::string reason;
-    if (const auto* backend = kernels::choose_head_attention_backend(params, true, &reason)) {
+    if (const auto* backend = kernels::choose_backend(traits_of(params, true), &reason)) {
       const Tensor grad_query = at::empty(query.sizes(), query.options());
       const Tensor grad_key = at::empty(key.sizes(), key.options());
       const Tensor grad_value = at::empty(value.sizes(), value.options());
@@ -256,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
       params.lse = lse_rows.mutable_data_ptr<float>();
       params.grad_gates = grad_gates.mutable_data_ptr<float>();
       if (bias_gradient) params.grad_bias = grad_bias.mutable_data_ptr<float>();
-      backend->backward(params);
+      backend->attention_backward(params);
       return {grad_query, grad_key, grad_value, grad_gates, grad_bias};
     }
   }

@@ -17,7 +17,7 @@
 #include "moh/generate/generate.h"
 #include "moh/io/checkpoint.h"
 #include "moh/io/safetensors.h"
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 #include "moh/layers/moh_attention.h"
 #include "moh/layers/rope.h"
 #include "moh/models/llama.h"
@@ -355,7 +355,7 @@ class Golden : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {  // a backend forced by name that this CPU lacks
     const char* name = std::getenv("MOH_BACKEND");
-    for (const auto& backend : moh::kernels::head_attention_backends()) {
+    for (const auto& backend : moh::kernels::backends()) {
       if (name == nullptr || backend.name != std::string(name) || backend.unavailable_reason().empty()) continue;
       GTEST_SKIP() << name << ": " << backend.unavailable_reason();
     }

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "moh/base/error.h"
+#include "moh/kernels/backend.h"
 #include "moh/kernels/reference/head_attention.h"
 
 namespace {
@@ -196,7 +197,7 @@ Parallel threads(int count) {
 class OnBackend : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    for (const Backend& backend : head_attention_backends()) {
+    for (const Backend& backend : backends()) {
       if (backend.name == GetParam()) backend_ = &backend;
     }
     ASSERT_NE(backend_, nullptr);
@@ -229,11 +230,11 @@ TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
           Case got(shape, dtype, kind, causal, bias, layout, seed);
           got.p.parallel = threads(num_threads);
           reference::head_attention_forward(expected.p);
-          backend_->forward(got.p);
+          backend_->attention_forward(got.p);
           expect_close("out", got.values(got.out), expected.values(expected.out), tolerance);
           expect_close("lse", widen(got.lse), widen(expected.lse), 1e-5);
           reference::head_attention_backward(expected.p);
-          backend_->backward(got.p);
+          backend_->attention_backward(got.p);
           expect_close("grad_query", got.values(got.grad_query), expected.values(expected.grad_query), 4 * tolerance);
           expect_close("grad_key", got.values(got.grad_key), expected.values(expected.grad_key), 4 * tolerance);
           expect_close("grad_value", got.values(got.grad_value), expected.values(expected.grad_value), 4 * tolerance);
@@ -254,8 +255,8 @@ TEST_P(OnBackend, ResultsRepeatToTheBitWhateverThreadComesFirst) {
     for (int run = 0; run < 6; ++run) {
       Case c(shape, DType::kFloat32, Gates::kSome, true, Bias::kNone, Layout::kDense, 3);
       c.p.parallel = threads(run < 3 ? 7 : run - 2);
-      backend_->forward(c.p);
-      backend_->backward(c.p);
+      backend_->attention_forward(c.p);
+      backend_->attention_backward(c.p);
       std::vector<std::uint8_t> all;
       for (const auto* part : {&c.grad_query, &c.grad_key, &c.grad_value})
         all.insert(all.end(), part->begin(), part->end());
@@ -276,7 +277,7 @@ TEST_P(OnBackend, NanReachesTheOutput) {
     Case c({1, tokens, 20, 2, 2, 16}, DType::kFloat32, Gates::kAll, true, Bias::kNone, Layout::kDense, 1);
     const float nan = std::nanf("");
     std::memcpy(&c.query[0], &nan, 4);
-    backend_->forward(c.p);
+    backend_->attention_forward(c.p);
     EXPECT_TRUE(std::isnan(c.values(c.out)[0]));
   }
 }
@@ -287,8 +288,8 @@ TEST_P(OnBackend, SkippedHeadsAreNotRead) {
     Case c({1, tokens, 60, 4, 4, 16}, DType::kFloat32, Gates::kOneHead, true, Bias::kNone, Layout::kTransposed, 1);
     const std::size_t unused = c.key.size() / 4 * 3;  // [B, H, S, D]: all heads but the last
     for (auto* data : {&c.key, &c.value}) std::fill(data->begin(), data->begin() + unused, 0xff);  // NaN
-    backend_->forward(c.p);
-    backend_->backward(c.p);
+    backend_->attention_forward(c.p);
+    backend_->attention_backward(c.p);
     for (const auto* data : {&c.out, &c.grad_query, &c.grad_key, &c.grad_value}) {
       const auto values = c.values(*data);
       EXPECT_TRUE(std::all_of(values.begin(), values.end() - values.size() / 4, [](double v) { return v == 0; }));
@@ -299,8 +300,8 @@ TEST_P(OnBackend, SkippedHeadsAreNotRead) {
 
 std::vector<std::string> backend_names() {
   std::vector<std::string> names;
-  for (const Backend& backend : head_attention_backends()) {
-    if (backend.forward != reference::head_attention_forward) names.emplace_back(backend.name);
+  for (const Backend& backend : backends()) {
+    if (backend.attention_forward != reference::head_attention_forward) names.emplace_back(backend.name);
   }
   return names;
 }
@@ -356,19 +357,19 @@ TEST(Table, ChoosesByNameOrByReason) {
   const char* environment = std::getenv("MOH_BACKEND");
   const std::string outside = environment == nullptr ? "" : environment;
   unsetenv("MOH_BACKEND");
-  HeadAttentionParams params;
+  CallTraits call;
   std::string reason;
-  params.dtype = DType::kFloat64;
-  EXPECT_EQ(choose_head_attention_backend(params, false, &reason), nullptr);
+  call.dtype = DType::kFloat64;
+  EXPECT_EQ(choose_backend(call, &reason), nullptr);
   EXPECT_NE(reason.find("fp64"), std::string::npos);
-  EXPECT_THROW(choose_head_attention_backend(params, false, nullptr, "portable"), moh::Error);
-  params.dtype = DType::kFloat32;
-  EXPECT_STREQ(choose_head_attention_backend(params, false, nullptr, "portable")->name, "portable");
-  EXPECT_EQ(choose_head_attention_backend(params, false, &reason, "composite"), nullptr);
+  EXPECT_THROW(choose_backend(call, nullptr, "portable"), moh::Error);
+  call.dtype = DType::kFloat32;
+  EXPECT_STREQ(choose_backend(call, nullptr, "portable")->name, "portable");
+  EXPECT_EQ(choose_backend(call, &reason, "composite"), nullptr);
   force_backend("reference");
-  EXPECT_STREQ(choose_head_attention_backend(params, true, nullptr)->name, "reference");
+  EXPECT_STREQ(choose_backend({.backward = true}, nullptr)->name, "reference");
   force_backend("");
-  EXPECT_TRUE(choose_head_attention_backend(params, true, nullptr)->automatic);
+  EXPECT_TRUE(choose_backend({.backward = true}, nullptr)->automatic);
   try {
     force_backend("neon9");
     FAIL() << "an unknown name was taken";
@@ -378,10 +379,10 @@ TEST(Table, ChoosesByNameOrByReason) {
     }
   }
   setenv("MOH_BACKEND", "portable", 1);
-  EXPECT_STREQ(choose_head_attention_backend(params, false, nullptr)->name, "portable");
-  EXPECT_STREQ(choose_head_attention_backend(params, false, nullptr, "reference")->name, "reference");
+  EXPECT_STREQ(choose_backend(call, nullptr)->name, "portable");
+  EXPECT_STREQ(choose_backend(call, nullptr, "reference")->name, "reference");
   setenv("MOH_BACKEND", "neon9", 1);
-  EXPECT_THROW(choose_head_attention_backend(params, false, nullptr), moh::Error);
+  EXPECT_THROW(choose_backend(call, nullptr), moh::Error);
   outside.empty() ? unsetenv("MOH_BACKEND") : setenv("MOH_BACKEND", outside.c_str(), 1);
 }
 

@@ -6,7 +6,7 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 
 namespace {
 
@@ -59,7 +59,7 @@ const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},   {2, 5, 5, 4, 2, 8},    {1, 33, 33
 class OnBackend : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    for (const auto& backend : moh::kernels::head_attention_backends()) {
+    for (const auto& backend : moh::kernels::backends()) {
       if (backend.name == GetParam() && !backend.unavailable_reason().empty())
         GTEST_SKIP() << backend.unavailable_reason();
     }
@@ -186,7 +186,7 @@ TEST_P(OnBackend, RepeatsToTheBitWithTwoThreads) {
 
 std::vector<std::string> backend_names() {
   std::vector<std::string> names = {"composite"};
-  for (const auto& backend : moh::kernels::head_attention_backends()) names.emplace_back(backend.name);
+  for (const auto& backend : moh::kernels::backends()) names.emplace_back(backend.name);
   return names;
 }
 INSTANTIATE_TEST_SUITE_P(Backends, OnBackend, testing::ValuesIn(backend_names()),

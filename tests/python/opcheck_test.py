@@ -32,6 +32,14 @@ def cases():
     for bias in (None, torch.randn(2, 6, 6)):
         yield (moh.head_attention_backward,
                (torch.randn_like(out), query, key, value, gates, bias, out, lse, False, None, bias is not None), {})
+    gates = gates_of(2, 5, 4).detach()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for bias in (None, leaf(32, dtype=dtype)):
+            yield moh.project_heads, (leaf(2, 5, 6, dtype=dtype), leaf(32, 6, dtype=dtype), bias, gates), {}
+            yield moh.combine_heads, (leaf(2, 5, 4, 8, dtype=dtype), leaf(32, 32, dtype=dtype), bias, gates), {}
+        for transposed in (False, True):
+            yield (moh.head_weight_gradient,
+                   (torch.randn(2, 5, 4, 8, dtype=dtype), torch.randn(2, 5, 6, dtype=dtype), gates, transposed), {})
     yield moh.select_top_k, (torch.randn(3, 5), 2), {}
     x, wg, wg_1, wg_0 = leaf(2, 3, 6), leaf(5, 6), leaf(3, 6), leaf(2, 6)
     for form in ("paper", "authors"):

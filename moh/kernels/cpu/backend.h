@@ -1,13 +1,17 @@
-// Entry points of the CPU kernels, one pair per instruction set (cmake/MohKernels.cmake builds the sources once for
+// Entry points of the CPU kernels, one set per instruction set (cmake/MohKernels.cmake builds the sources once for
 // each).
 #pragma once
 
 #include "moh/kernels/head_attention.h"
+#include "moh/kernels/projection.h"
 
 #define MOH_DECLARE_ISA(isa)                                  \
   namespace moh::kernels::isa {                               \
   void head_attention_forward(const HeadAttentionParams& p);  \
   void head_attention_backward(const HeadAttentionParams& p); \
+  void project_heads(const ProjectionParams& p);              \
+  void combine_heads(const ProjectionParams& p);              \
+  void weight_gradient(const ProjectionParams& p);            \
   }
 
 MOH_DECLARE_ISA(portable)

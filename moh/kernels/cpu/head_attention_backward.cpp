@@ -148,7 +148,7 @@ void clear_skipped(const HeadAttentionParams& p) {
 
 void head_attention_backward(const HeadAttentionParams& p) {
   clear_skipped(p);
-  const RowLists lists(p);
+  const RowLists lists = row_lists(p);
   const int64_t group = p.num_heads / p.num_kv_heads, all_kv = p.batch * p.num_kv_heads;
   if (all_kv == 0 || p.keys == 0) return;
   const int64_t padded = round_up(p.head_dim, kWidth), capacity = round_up(p.keys, kPanel);

@@ -154,7 +154,7 @@ void forward_blocks(const HeadAttentionParams& p, const RowLists& lists) {
 
 void head_attention_forward(const HeadAttentionParams& p) {
   clear_skipped(p);
-  const RowLists lists(p);
+  const RowLists lists = row_lists(p);
   forward_few(p, lists);
   forward_blocks(p, lists);
 }

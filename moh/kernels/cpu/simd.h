@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/dtype.h"
 
 #ifndef MOH_ISA
   #define MOH_ISA portable
@@ -17,7 +17,7 @@
 #endif
 
 namespace moh::kernels {
-[[noreturn]] void fail_for_memory(size_t bytes);  // moh/kernels/head_attention.cpp
+[[noreturn]] void fail_for_memory(size_t bytes);  // moh/kernels/backend.cpp
 }
 
 namespace moh::kernels::MOH_ISA {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "moh/kernels/cpu/product.h"
+#include "moh/kernels/cpu/row_lists.h"
+#include "moh/kernels/head_attention.h"
 
 namespace moh::kernels::MOH_ISA {
 
@@ -29,36 +31,11 @@ static inline float gate_of(const HeadAttentionParams& p, int64_t b, int64_t t, 
   return p.gates[(b * p.queries + t) * p.num_heads + h];
 }
 
-// The tokens that use a head and see a key, in order, for every (batch, head): row[first[b * H + h] ...].
-struct RowLists {
-  Buffer<int32_t> rows;
-  Buffer<int64_t> first;
-  explicit RowLists(const HeadAttentionParams& p)
-      : rows(p.batch * p.num_heads * p.queries), first(p.batch * p.num_heads + 1) {
-    const int64_t heads = p.num_heads;
-    for (int64_t i = 0; i <= p.batch * heads; ++i) first[i] = 0;
-    // Counts, then places: the gates are read in their own order both times.
-    for (int64_t b = 0; b < p.batch; ++b) {
-      for (int64_t t = 0; t < p.queries; ++t) {
-        if (visible_keys(p, t) == 0) continue;
-        for (int64_t h = 0; h < heads; ++h) first[b * heads + h + 1] += gate_of(p, b, t, h) != 0;
-      }
-    }
-    for (int64_t i = 0; i < p.batch * heads; ++i) first[i + 1] += first[i];
-    Buffer<int64_t> next(p.batch * heads);
-    for (int64_t i = 0; i < p.batch * heads; ++i) next[i] = first[i];
-    for (int64_t b = 0; b < p.batch; ++b) {
-      for (int64_t t = 0; t < p.queries; ++t) {
-        if (visible_keys(p, t) == 0) continue;
-        for (int64_t h = 0; h < heads; ++h) {
-          if (gate_of(p, b, t, h) != 0) rows[next[b * heads + h]++] = static_cast<int32_t>(t);
-        }
-      }
-    }
-  }
-  int64_t count(int64_t bh) const { return first[bh + 1] - first[bh]; }
-  const int32_t* begin(int64_t bh) const { return &rows[first[bh]]; }
-};
+// The tokens that use a head and see a key.
+static inline RowLists row_lists(const HeadAttentionParams& p) {
+  const int64_t first_seeing = p.keys == 0 ? p.queries : p.causal ? max_of(0, p.queries - p.keys) : 0;
+  return RowLists(p.gates, p.batch, p.queries, p.num_heads, first_seeing);
+}
 
 // Keys transposed into panels of kPanel keys, [panel][d][key in panel]: the B of Q K^T. Missing keys are zeros.
 static inline void pack_transposed(float* to, const Input4& tensor, const HeadAttentionParams& p, int64_t b,
@@ -123,20 +100,6 @@ static inline void add_bias(const HeadAttentionParams& p, int64_t b, int64_t h, 
   const char* from = at(p.bias, p.dtype, b, h, t) + key_begin * p.bias.stride[3] * size_of(p.dtype);
   read_row(bias, from, p.bias.stride[3], count, count, p.dtype, kLog2E);
   for (int64_t s = 0; s < count; ++s) scores[s] += bias[s];
-}
-
-// Hands the items 0 .. count - 1 to threads one after another; `body(item)`.
-template <class Body>
-void for_each_item(const Parallel& parallel, int64_t count, Body&& body) {
-  int64_t next = 0;
-  const int workers = static_cast<int>(min_of(parallel.num_threads, count));
-  parallel(workers, [&](int) {
-    for (;;) {
-      const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (item >= count) return;
-      body(item);
-    }
-  });
 }
 
 }  // namespace moh::kernels::MOH_ISA

@@ -1,5 +1,5 @@
 // The table of backends and the choice between them.
-#include "moh/kernels/head_attention.h"
+#include "moh/kernels/backend.h"
 
 #include <cstdlib>
 #include <mutex>
@@ -7,12 +7,11 @@
 #include "moh/base/error.h"
 #include "moh/kernels/cpu/backend.h"
 #include "moh/kernels/reference/head_attention.h"
+#include "moh/kernels/reference/projection.h"
 
 namespace moh::kernels {
 
-[[noreturn]] void fail_for_memory(size_t bytes) {
-  fail("[head_attention] out of memory: cannot allocate ", bytes, " bytes");
-}
+[[noreturn]] void fail_for_memory(size_t bytes) { fail("[kernels] out of memory: cannot allocate ", bytes, " bytes"); }
 
 namespace {
 
@@ -34,15 +33,15 @@ std::string avx2_missing() {
 }
 #endif
 
-std::string cpu_unsupported(const HeadAttentionParams& params, bool /*backward*/) {
-  if (!params.on_cpu) return "the tensors are not in CPU memory";
-  if (params.dtype == DType::kFloat64) return "fp64 runs the composite form; the fused kernels compute in fp32";
+std::string cpu_unsupported(const CallTraits& call) {
+  if (!call.on_cpu) return "the tensors are not in CPU memory";
+  if (call.dtype == DType::kFloat64) return "fp64 runs the composite form; the fused kernels compute in fp32";
   return "";
 }
 
-std::string reference_unsupported(const HeadAttentionParams& params, bool /*backward*/) {
-  if (!params.on_cpu) return "the tensors are not in CPU memory";
-  return params.dtype == DType::kFloat64 ? "gates and statistics of fp64 tensors would be rounded to fp32" : "";
+std::string reference_unsupported(const CallTraits& call) {
+  if (!call.on_cpu) return "the tensors are not in CPU memory";
+  return call.dtype == DType::kFloat64 ? "gates and statistics of fp64 tensors would be rounded to fp32" : "";
 }
 
 std::string& forced_name() {
@@ -54,7 +53,7 @@ std::mutex forced_mutex;
 void check_name(const std::string& name, const char* where) {
   if (name.empty() || name == "auto" || name == "composite") return;
   std::string known = "auto, composite";
-  for (const Backend& backend : head_attention_backends()) {
+  for (const Backend& backend : backends()) {
     if (name == backend.name) return;
     known += std::string(", ") + backend.name;
   }
@@ -73,21 +72,25 @@ std::string wanted_name(const std::string& name) {
 
 }  // namespace
 
-const std::vector<Backend>& head_attention_backends() {
+#define MOH_KERNELS_OF(isa)                                                                          \
+  isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
+      isa::weight_gradient
+
+const std::vector<Backend>& backends() {
   static const std::vector<Backend> table = {
 #ifdef MOH_HAVE_AVX512
-      {"avx512", true, cpu_unsupported, avx512_missing, avx512::head_attention_forward,
-       avx512::head_attention_backward},
+      {"avx512", true, cpu_unsupported, avx512_missing, MOH_KERNELS_OF(avx512)},
 #endif
 #ifdef MOH_HAVE_AVX2
-      {"avx2", true, cpu_unsupported, avx2_missing, avx2::head_attention_forward, avx2::head_attention_backward},
+      {"avx2", true, cpu_unsupported, avx2_missing, MOH_KERNELS_OF(avx2)},
 #endif
-      {"portable", true, cpu_unsupported, always, portable::head_attention_forward, portable::head_attention_backward},
-      {"reference", false, reference_unsupported, always, reference::head_attention_forward,
-       reference::head_attention_backward},
+      {"portable", true, cpu_unsupported, always, MOH_KERNELS_OF(portable)},
+      {"reference", false, reference_unsupported, always, MOH_KERNELS_OF(reference)},
   };
   return table;
 }
+
+#undef MOH_KERNELS_OF
 
 void force_backend(const std::string& name) {
   check_name(name, "--backend");
@@ -100,18 +103,17 @@ std::string forced_backend() {
   return forced_name();
 }
 
-const Backend* choose_head_attention_backend(const HeadAttentionParams& params, bool backward, std::string* reason,
-                                             const std::string& name) {
+const Backend* choose_backend(const CallTraits& call, std::string* reason, const std::string& name) {
   const std::string wanted = wanted_name(name);
   const bool automatic = wanted.empty() || wanted == "auto";
   std::string first_reason = wanted == "composite" ? "the composite form was asked for" : "";
   if (wanted != "composite") {
-    for (const Backend& backend : head_attention_backends()) {
+    for (const Backend& backend : backends()) {
       if (automatic ? !backend.automatic : wanted != backend.name) continue;
       std::string why = backend.unavailable_reason();
-      if (why.empty()) why = backend.unsupported_reason(params, backward);
+      if (why.empty()) why = backend.unsupported_reason(call);
       if (why.empty()) return &backend;
-      MOH_CHECK(automatic, "[head_attention] backend `", wanted, "` cannot run: ", why);
+      MOH_CHECK(automatic, "[backend] `", wanted, "` cannot run: ", why);
       if (first_reason.empty()) first_reason = why;
     }
   }

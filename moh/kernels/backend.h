@@ -1,0 +1,50 @@
+// The table of backends: one row a way of running the kernels. Which row runs a call is decided here and nowhere else.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "moh/kernels/head_attention.h"
+#include "moh/kernels/projection.h"
+
+namespace moh::kernels {
+
+// What a backend has to know of a call to say whether it can run it.
+struct CallTraits {
+  DType dtype = DType::kFloat32;
+  bool on_cpu = true;  // where the pointers live
+  std::int64_t head_dim = 0;
+  bool backward = false;
+};
+
+// The table is ordered best first; `automatic` is false for backends that run only when asked for by name (the scalar
+// reference).
+struct Backend {
+  const char* name;
+  bool automatic;
+  // Empty: it can. Otherwise one sentence that says why not.
+  std::string (*unsupported_reason)(const CallTraits& call);
+  // Empty: usable on this machine. Independent of the call.
+  std::string (*unavailable_reason)();
+  void (*attention_forward)(const HeadAttentionParams& params);
+  void (*attention_backward)(const HeadAttentionParams& params);
+  void (*project_heads)(const ProjectionParams& params);
+  void (*combine_heads)(const ProjectionParams& params);
+  void (*weight_gradient)(const ProjectionParams& params);
+};
+
+// avx512, avx2, portable, reference.
+const std::vector<Backend>& backends();
+
+// The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the
+// argument; if empty, force_backend(); if empty, MOH_BACKEND) that cannot run is an Error that says why. The name
+// "composite" forces nullptr.
+const Backend* choose_backend(const CallTraits& call, std::string* reason, const std::string& name = "");
+
+// Process-wide choice by name, as --backend sets it; "" returns to automatic. Unknown names are an Error that lists the
+// known ones.
+void force_backend(const std::string& name);
+std::string forced_backend();
+
+}  // namespace moh::kernels

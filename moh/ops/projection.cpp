@@ -1,0 +1,327 @@
+#include "moh/ops/projection.h"
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "moh/base/error.h"
+#include "moh/kernels/backend.h"
+#include "moh/ops/kernel_tensor.h"
+#include "moh/ops/parallel.h"
+#include "moh/ops/projection_cost.h"
+
+namespace moh::ops {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+// Sizes of one call, checked. `heads_weight` is [H * D, C]: W_Q, or W_O transposed.
+struct Sizes {
+  std::int64_t rows, heads, head_dim, width;
+};
+
+void check_dtypes(const char* op, const Tensor& a, const Tensor& weight, const optional<Tensor>& bias,
+                  const Tensor& gates) {
+  MOH_CHECK(at::isFloatingType(a.scalar_type()) && a.scalar_type() == weight.scalar_type() &&
+                (!bias || bias->scalar_type() == a.scalar_type()),
+            "[", op, "] input, weight and bias must have one floating dtype, got ", a.scalar_type(), " and ",
+            weight.scalar_type());
+  MOH_CHECK(a.device() == weight.device() && a.device() == gates.device() && (!bias || bias->device() == a.device()),
+            "[", op, "] input, weight, bias and gates must be on one device, got ", a.device(), ", ", weight.device(),
+            " and ", gates.device());
+}
+
+Sizes check_project(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  MOH_CHECK(x.dim() >= 1 && weight.dim() == 2 && weight.size(1) == x.size(-1),
+            "[project_heads] x must be [..., C] and weight [H * D, C], got ", x.sizes(), " and ", weight.sizes());
+  MOH_CHECK(gates.dim() == x.dim() && gates.sizes().slice(0, gates.dim() - 1) == x.sizes().slice(0, x.dim() - 1) &&
+                gates.size(-1) > 0 && weight.size(0) % gates.size(-1) == 0,
+            "[project_heads] gates must be [..., H] beside x ", x.sizes(), ", H a divisor of the ", weight.size(0),
+            " rows of weight; got ", gates.sizes());
+  MOH_CHECK(!bias || bias->sizes() == weight.sizes().slice(0, 1), "[project_heads] bias must be [", weight.size(0),
+            "], got ", bias->sizes());
+  check_dtypes("project_heads", x, weight, bias, gates);
+  const std::int64_t heads = gates.size(-1);
+  return {gates.numel() / heads, heads, weight.size(0) / heads, x.size(-1)};
+}
+
+Sizes check_combine(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  MOH_CHECK(input.dim() >= 2 && weight.dim() == 2 && weight.size(1) == input.size(-1) * input.size(-2),
+            "[combine_heads] heads must be [..., H, D] and weight [C, H * D], got ", input.sizes(), " and ",
+            weight.sizes());
+  MOH_CHECK(gates.sizes() == input.sizes().slice(0, input.dim() - 1),
+            "[combine_heads] gates must be [..., H] = ", input.sizes().slice(0, input.dim() - 1), ", got ",
+            gates.sizes());
+  MOH_CHECK(!bias || bias->sizes() == weight.sizes().slice(0, 1), "[combine_heads] bias must be [", weight.size(0),
+            "], got ", bias->sizes());
+  check_dtypes("combine_heads", input, weight, bias, gates);
+  const std::int64_t heads = input.size(-2);
+  return {heads == 0 ? 0 : gates.numel() / heads, heads, input.size(-1), weight.size(0)};
+}
+
+struct Choice {
+  const kernels::Backend* backend = nullptr;  // nullptr: the dense product
+  bool all_selected = false;
+};
+
+Choice choose(const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
+  Choice choice;
+  if (!a.is_cpu()) return choice;
+  const float* gates = kernel_gates.const_data_ptr<float>();
+  std::int64_t active = 0;
+  for (std::int64_t i = 0; i < kernel_gates.numel(); ++i) active += gates[i] != 0;
+  choice.all_selected = active == kernel_gates.numel();
+  const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false};
+  const auto* backend = kernels::choose_backend(call, nullptr);
+  const double share = kernel_gates.numel() == 0 ? 0 : static_cast<double>(active) / kernel_gates.numel();
+  if (backend != nullptr && (!backend->automatic || skipping_pays(sizes.rows, share, a.scalar_type()))) {
+    choice.backend = backend;
+  }
+  return choice;
+}
+
+kernels::ProjectionParams make_params(const Sizes& sizes, const Tensor& a, const Tensor& kernel_gates) {
+  kernels::ProjectionParams p;
+  p.rows = sizes.rows;
+  p.num_heads = sizes.heads;
+  p.head_dim = sizes.head_dim;
+  p.width = sizes.width;
+  p.dtype = kernel_dtype(a.scalar_type());
+  p.gates = kernel_gates.const_data_ptr<float>();
+  p.parallel = torch_parallel();
+  return p;
+}
+
+void set_weight(kernels::ProjectionParams& p, const Tensor& weight, bool columns_are_heads) {
+  const std::int64_t head_stride = weight.stride(columns_are_heads ? 1 : 0);
+  p.weight.data = weight.const_data_ptr();
+  p.weight.stride[0] = head_stride * p.head_dim;
+  p.weight.stride[1] = head_stride;
+  p.weight.stride[2] = weight.stride(columns_are_heads ? 0 : 1);
+}
+
+Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  const Sizes sizes = check_project(x, weight, bias, gates);
+  auto shape = gates.sizes().vec();
+  shape.push_back(sizes.head_dim);
+  const Tensor kernel_gates = kernel_gates_of(gates);
+  const Choice choice = choose(x, kernel_gates, sizes);
+  if (choice.backend == nullptr) {
+    const Tensor heads = at::linear(x, weight, bias).reshape(shape);
+    return choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
+  }
+  const Tensor rows = x.reshape({sizes.rows, sizes.width});
+  const Tensor out = at::empty({sizes.rows, sizes.heads, sizes.head_dim}, x.options());
+  auto p = make_params(sizes, x, kernel_gates);
+  fill(p.x, rows);
+  set_weight(p, weight, false);
+  const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
+  if (bias) p.bias = plain_bias.const_data_ptr();
+  fill(p.out, out);
+  choice.backend->project_heads(p);
+  return out.view(shape);
+}
+
+Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias,
+                             const Tensor& gates) {
+  const Sizes sizes = check_combine(heads, weight, bias, gates);
+  auto shape = gates.sizes().vec();
+  shape.back() = sizes.width;
+  const Tensor kernel_gates = kernel_gates_of(gates);
+  const Choice choice = choose(heads, kernel_gates, sizes);
+  if (choice.backend == nullptr) {
+    const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
+    return at::linear(selected.flatten(-2), weight, bias);
+  }
+  const Tensor rows = heads.reshape({sizes.rows, sizes.heads, sizes.head_dim});
+  const Tensor out = at::empty({sizes.rows, sizes.width}, heads.options());
+  auto p = make_params(sizes, heads, kernel_gates);
+  fill(p.heads, rows);
+  set_weight(p, weight, true);
+  const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
+  if (bias) p.bias = plain_bias.const_data_ptr();
+  p.out.data = out.mutable_data_ptr();
+  p.out.stride[0] = out.stride(0);
+  p.out.stride[1] = out.stride(1);
+  choice.backend->combine_heads(p);
+  return out.view(shape);
+}
+
+// sum over rows of heads[r, h, :]^T x[r, :] where gates[r, h] is not zero: [H * D, C], or [C, H * D] if `transposed`.
+Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& gates, bool transposed) {
+  MOH_CHECK(heads.dim() >= 2 && x.dim() == heads.dim() - 1 && gates.sizes() == heads.sizes().slice(0, gates.dim()) &&
+                x.sizes().slice(0, x.dim() - 1) == gates.sizes().slice(0, gates.dim() - 1),
+            "[head_weight_gradient] heads must be [..., H, D], x [..., C], gates [..., H], got ", heads.sizes(), ", ",
+            x.sizes(), " and ", gates.sizes());
+  check_dtypes("head_weight_gradient", heads, x, std::nullopt, gates);
+  const std::int64_t num_heads = heads.size(-2), width = x.size(-1);
+  const Sizes sizes = {num_heads == 0 ? 0 : gates.numel() / num_heads, num_heads, heads.size(-1), width};
+  const Tensor kernel_gates = kernel_gates_of(gates);
+  const Choice choice = choose(heads, kernel_gates, sizes);
+  const Tensor x_rows = x.reshape({sizes.rows, width});
+  if (choice.backend == nullptr) {
+    const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
+    const Tensor head_rows = selected.reshape({sizes.rows, num_heads * sizes.head_dim});
+    return transposed ? at::matmul(x_rows.t(), head_rows) : at::matmul(head_rows.t(), x_rows);
+  }
+  const Tensor head_rows = heads.reshape({sizes.rows, num_heads, sizes.head_dim});
+  const std::int64_t columns = num_heads * sizes.head_dim;
+  const Tensor out = transposed ? at::empty({width, columns}, x.options()) : at::empty({columns, width}, x.options());
+  auto p = make_params(sizes, heads, kernel_gates);
+  fill(p.heads, head_rows);
+  fill(p.x, x_rows);
+  const std::int64_t head_stride = out.stride(transposed ? 1 : 0);
+  p.out.data = out.mutable_data_ptr();
+  p.out.stride[0] = head_stride * sizes.head_dim;
+  p.out.stride[1] = head_stride;
+  p.out.stride[2] = out.stride(transposed ? 0 : 1);
+  choice.backend->weight_gradient(p);
+  return out;
+}
+
+using ProjectionOp = Tensor(const Tensor&, const Tensor&, const optional<Tensor>&, const Tensor&);
+using GradientOp = Tensor(const Tensor&, const Tensor&, const Tensor&, bool);
+
+const auto& project_op() {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("moh::project_heads", "").typed<ProjectionOp>();
+  return op;
+}
+const auto& combine_op() {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("moh::combine_heads", "").typed<ProjectionOp>();
+  return op;
+}
+const auto& gradient_op() {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("moh::head_weight_gradient", "").typed<GradientOp>();
+  return op;
+}
+
+// What the backward passes of both need.
+void save(torch::autograd::AutogradContext* context, const Tensor& input, const Tensor& weight,
+          const optional<Tensor>& bias, const Tensor& gates) {
+  context->save_for_backward({input, weight, gates});
+  context->saved_data["bias"] = bias.has_value() && bias->requires_grad();
+}
+
+class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const optional<Tensor>& bias, const Tensor& gates) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    save(context, x, weight, bias, gates);
+    return project_op().call(x, weight, bias, gates);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &gates = saved[2];
+    const Tensor grad = grads[0].to(x.scalar_type());
+    Tensor grad_x, grad_weight, grad_bias;
+    if (context->needs_input_grad(0)) grad_x = combine_op().call(grad, weight.t(), std::nullopt, gates);
+    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(grad, x, gates, false);
+    if (context->saved_data["bias"].toBool()) {
+      grad_bias = grad.masked_fill(gates.eq(0).unsqueeze(-1), 0).flatten(-2).flatten(0, -2).sum(0);
+    }
+    return {grad_x, grad_weight, grad_bias, Tensor()};
+  }
+};
+
+class CombineHeads : public torch::autograd::Function<CombineHeads> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& heads, const Tensor& weight,
+                        const optional<Tensor>& bias, const Tensor& gates) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    save(context, heads, weight, bias, gates);
+    return combine_op().call(heads, weight, bias, gates);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &heads = saved[0], &weight = saved[1], &gates = saved[2];
+    const Tensor grad = grads[0].to(heads.scalar_type());
+    Tensor grad_heads, grad_weight, grad_bias;
+    if (context->needs_input_grad(0)) grad_heads = project_op().call(grad, weight.t(), std::nullopt, gates);
+    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(heads, grad, gates, true);
+    if (context->saved_data["bias"].toBool()) grad_bias = grad.flatten(0, -2).sum(0);
+    return {grad_heads, grad_weight, grad_bias, Tensor()};
+  }
+};
+
+Tensor project_heads_autograd(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias,
+                              const Tensor& gates) {
+  return ProjectHeads::apply(x, weight, bias, gates);
+}
+Tensor combine_heads_autograd(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias,
+                              const Tensor& gates) {
+  return CombineHeads::apply(heads, weight, bias, gates);
+}
+
+// Under autocast like at::linear: input, weight and bias in its dtype.
+template <at::DeviceType device,
+          Tensor (*function)(const Tensor&, const Tensor&, const optional<Tensor>&, const Tensor&)>
+Tensor in_autocast(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto type = at::autocast::get_autocast_dtype(device);
+  return function(at::autocast::cached_cast(type, input, device), at::autocast::cached_cast(type, weight, device),
+                  at::autocast::cached_cast(type, bias, device), gates);
+}
+
+Tensor project_heads_meta(const Tensor& x, const Tensor& weight, const optional<Tensor>&, const Tensor& gates) {
+  auto shape = gates.sym_sizes().vec();
+  shape.push_back(weight.sym_size(0) / gates.sym_size(-1));
+  return at::empty_symint(shape, x.options());
+}
+Tensor combine_heads_meta(const Tensor& heads, const Tensor& weight, const optional<Tensor>&, const Tensor& gates) {
+  auto shape = gates.sym_sizes().vec();
+  shape.back() = weight.sym_size(0);
+  return at::empty_symint(shape, heads.options());
+}
+Tensor head_weight_gradient_meta(const Tensor& heads, const Tensor& x, const Tensor&, bool transposed) {
+  const auto columns = heads.sym_size(-1) * heads.sym_size(-2), width = x.sym_size(-1);
+  return transposed ? at::empty_symint({width, columns}, x.options()) : at::empty_symint({columns, width}, x.options());
+}
+
+}  // namespace
+
+Tensor project_heads(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  return project_op().call(x, weight, bias, gates);
+}
+
+Tensor combine_heads(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+  return combine_op().call(heads, weight, bias, gates);
+}
+
+TORCH_LIBRARY_FRAGMENT(moh, m) {
+  m.def("project_heads(Tensor x, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");
+  m.def("combine_heads(Tensor heads, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");
+  m.def("head_weight_gradient(Tensor heads, Tensor x, Tensor gates, bool transposed) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) {
+  m.impl("project_heads", &project_heads_forward);
+  m.impl("combine_heads", &combine_heads_forward);
+  m.impl("head_weight_gradient", &head_weight_gradient);
+}
+TORCH_LIBRARY_IMPL(moh, Autograd, m) {
+  m.impl("project_heads", &project_heads_autograd);
+  m.impl("combine_heads", &combine_heads_autograd);
+}
+TORCH_LIBRARY_IMPL(moh, AutocastCPU, m) {
+  m.impl("project_heads", &in_autocast<at::kCPU, &project_heads>);
+  m.impl("combine_heads", &in_autocast<at::kCPU, &combine_heads>);
+}
+TORCH_LIBRARY_IMPL(moh, AutocastCUDA, m) {
+  m.impl("project_heads", &in_autocast<at::kCUDA, &project_heads>);
+  m.impl("combine_heads", &in_autocast<at::kCUDA, &combine_heads>);
+}
+TORCH_LIBRARY_IMPL(moh, Meta, m) {
+  m.impl("project_heads", &project_heads_meta);
+  m.impl("combine_heads", &combine_heads_meta);
+  m.impl("head_weight_gradient", &head_weight_gradient_meta);
+}
+
+}  // namespace moh::ops

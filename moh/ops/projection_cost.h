@@ -1,0 +1,19 @@
+// When the head-skipping projections are faster than LibTorch's dense product with unselected heads masked.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace moh::ops {
+
+// `rows` tokens of which each uses `share` of the heads on average. Decided from the shape and from what the CPU
+// reports, never from a timing: the same call gives the same bits.
+bool skipping_pays(std::int64_t rows, double share, at::ScalarType dtype);
+
+// Overrides the choice for the process: true always skips, false never, nullopt decides by the cost again. For tests
+// and benchmarks.
+void force_skipping(std::optional<bool> skip);
+
+}  // namespace moh::ops
