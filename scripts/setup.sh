@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
-          libtomlplusplus-dev libsentencepiece-dev)
+          libtomlplusplus-dev libsentencepiece-dev libturbojpeg0-dev libpng-dev)
 missing=()
 for package in "${packages[@]}"; do
   [[ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" == "install ok installed" ]] || missing+=("$package")

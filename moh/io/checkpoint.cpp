@@ -9,6 +9,7 @@
 #include "moh/io/files.h"
 #include "moh/io/safetensors.h"
 #include "moh/io/tokenizer.h"
+#include "moh/io/torch_file.h"
 
 namespace moh::io {
 namespace {
@@ -27,11 +28,15 @@ std::string type_name(const at::Tensor& tensor) {
   fail("[safetensors] tensors of type ", tensor.scalar_type(), " cannot be written");
 }
 
-at::Tensor to_tensor(const TensorView& view, const std::string& path) {
-  const auto type = kTypes.find(view.dtype);
-  MOH_CHECK(type != kTypes.end(), "[safetensors] ", path, ": tensor `", view.name, "` has dtype ", view.dtype,
+at::ScalarType type_of(const std::string& dtype, const std::string& name, const std::string& path) {
+  const auto type = kTypes.find(dtype);
+  MOH_CHECK(type != kTypes.end(), "[checkpoint] ", path, ": tensor `", name, "` has dtype ", dtype,
             ", which is not supported");
-  at::Tensor tensor = at::empty(view.shape, at::TensorOptions(type->second));
+  return type->second;
+}
+
+at::Tensor to_tensor(const TensorView& view, const std::string& path) {
+  at::Tensor tensor = at::empty(view.shape, at::TensorOptions(type_of(view.dtype, view.name, path)));
   if (!view.bytes.empty()) std::memcpy(tensor.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
   return tensor;
 }
@@ -82,6 +87,21 @@ NamedTensors load_tensors(const std::string& path) {
   }
   MOH_CHECK(shard_of.empty(), "[checkpoint] ", index_file, ": tensor `", shard_of.begin()->first, "` is missing from ",
             shard_of.begin()->second);
+  return tensors;
+}
+
+NamedTensors load_torch_tensors(const std::string& path, const std::vector<std::string>& keys) {
+  const TorchFile file(path);
+  NamedTensors tensors;
+  for (const auto& [name, pickled] : file.tensors(keys)) {
+    const at::ScalarType type = type_of(pickled->dtype, name, path);
+    at::Tensor tensor = at::empty(pickled->shape, at::TensorOptions(type));
+    if (tensor.numel() > 0) {
+      auto* start = const_cast<std::byte*>(pickled->storage.data()) + pickled->offset * dtype_bytes(pickled->dtype);
+      tensor.copy_(at::from_blob(start, pickled->shape, pickled->stride, at::TensorOptions(type)));
+    }
+    tensors.emplace_back(name, tensor);
+  }
   return tensors;
 }
 

@@ -18,6 +18,10 @@ using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 // missing shard, a tensor in no shard or not where the index says.
 NamedTensors load_tensors(const std::string& path);
 
+// Tensors of a checkpoint that torch.save wrote (moh/io/torch_file.h): of the dictionary under the first of `keys` that
+// it has, or of the file's own dictionary. Copied, contiguous, in the file's order.
+NamedTensors load_torch_tensors(const std::string& file, const std::vector<std::string>& keys);
+
 // One model.safetensors; contiguous CPU copies are made where needed.
 void save_tensors(const std::string& file, const NamedTensors& tensors,
                   const std::map<std::string, std::string>& metadata = {});

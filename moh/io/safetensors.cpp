@@ -12,6 +12,7 @@
 
 #include "moh/base/fields.h"
 #include "moh/io/files.h"
+#include "moh/io/name_text.h"
 #include "moh/io/shape_bytes.h"
 
 namespace moh::io {
@@ -38,13 +39,6 @@ constexpr std::array<std::pair<std::string_view, int>, 15> kDtypes = {{{"F64", 8
                                                                        {"F8_E5M2", 1}}};
 
 std::string start_of_error(const std::string& label) { return "[safetensors] " + label + ": "; }
-
-// A name from a file, fit for one line of an error message.
-std::string name_text(std::string_view name) {
-  std::string text = Json(std::string(name.substr(0, 100))).dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (name.size() > 100) text.insert(text.size() - 1, "...");
-  return text;
-}
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
