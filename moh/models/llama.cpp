@@ -174,7 +174,7 @@ KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
   KvCache cache;
   cache.capacity = capacity;
   for (std::int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-    const std::vector<std::int64_t> shape = {batch, capacity, config_.num_key_value_heads, config_.head_dim};
+    const std::vector<std::int64_t> shape = {batch, config_.num_key_value_heads, capacity, config_.head_dim};
     cache.key.push_back(at::empty(shape, embedding_.options().requires_grad(false)));
     cache.value.push_back(at::empty(shape, embedding_.options().requires_grad(false)));
   }
@@ -207,10 +207,10 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   Tensor value = split(at::linear(x, layer.v, layer.v_bias), config_.num_key_value_heads);
   if (input.cache != nullptr) {
     KvCache& cache = *input.cache;
-    cache.key[index].narrow(1, cache.length, tokens).copy_(key);
-    cache.value[index].narrow(1, cache.length, tokens).copy_(value);
-    key = cache.key[index].narrow(1, 0, cache.length + tokens);
-    value = cache.value[index].narrow(1, 0, cache.length + tokens);
+    cache.key[index].narrow(2, cache.length, tokens).copy_(key.transpose(1, 2));
+    cache.value[index].narrow(2, cache.length, tokens).copy_(value.transpose(1, 2));
+    key = cache.key[index].narrow(2, 0, cache.length + tokens).transpose(1, 2);
+    value = cache.value[index].narrow(2, 0, cache.length + tokens).transpose(1, 2);
   }
 
   if (!routing) {

@@ -14,7 +14,8 @@
 
 namespace moh::models {
 
-// Keys (after RoPE) and values of past tokens, one buffer [B, capacity, Hkv, D] per layer.
+// Keys (after RoPE) and values of past tokens, one buffer [B, Hkv, capacity, D] per layer: a head's keys lie together, so
+// that a decode step reads memory in long runs and nothing of heads that no token selected.
 struct KvCache {
   std::vector<at::Tensor> key, value;
   std::int64_t length = 0, capacity = 0;

@@ -66,7 +66,7 @@ struct Choice {
   bool all_selected = false;
 };
 
-Choice choose(const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
+Choice choose(Projection projection, const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
   Choice choice;
   if (!a.is_cpu()) return choice;
   const float* gates = kernel_gates.const_data_ptr<float>();
@@ -76,7 +76,8 @@ Choice choose(const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
   const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false};
   const auto* backend = kernels::choose_backend(call, nullptr);
   const double share = kernel_gates.numel() == 0 ? 0 : static_cast<double>(active) / kernel_gates.numel();
-  if (backend != nullptr && (!backend->automatic || skipping_pays(sizes.rows, share, a.scalar_type()))) {
+  if (backend != nullptr &&
+      (!backend->automatic || skipping_pays(projection, backend->name, sizes.rows, share, a.scalar_type()))) {
     choice.backend = backend;
   }
   return choice;
@@ -107,7 +108,7 @@ Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const option
   auto shape = gates.sizes().vec();
   shape.push_back(sizes.head_dim);
   const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(x, kernel_gates, sizes);
+  const Choice choice = choose(Projection::kValues, x, kernel_gates, sizes);
   if (choice.backend == nullptr) {
     const Tensor heads = at::linear(x, weight, bias).reshape(shape);
     return choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
@@ -130,7 +131,7 @@ Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const op
   auto shape = gates.sizes().vec();
   shape.back() = sizes.width;
   const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(heads, kernel_gates, sizes);
+  const Choice choice = choose(Projection::kValues, heads, kernel_gates, sizes);
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
     return at::linear(selected.flatten(-2), weight, bias);
@@ -159,7 +160,7 @@ Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& 
   const std::int64_t num_heads = heads.size(-2), width = x.size(-1);
   const Sizes sizes = {num_heads == 0 ? 0 : gates.numel() / num_heads, num_heads, heads.size(-1), width};
   const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(heads, kernel_gates, sizes);
+  const Choice choice = choose(Projection::kWeightGradient, heads, kernel_gates, sizes);
   const Tensor x_rows = x.reshape({sizes.rows, width});
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);

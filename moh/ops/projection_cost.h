@@ -5,12 +5,16 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace moh::ops {
 
-// `rows` tokens of which each uses `share` of the heads on average. Decided from the shape and from what the CPU
-// reports, never from a timing: the same call gives the same bits.
-bool skipping_pays(std::int64_t rows, double share, at::ScalarType dtype);
+enum class Projection { kValues, kWeightGradient };
+
+// `rows` tokens of which each uses `share` of the heads on average; `backend` is the name of the kernels that would
+// run. Decided from the shape and from what the CPU reports, never from a timing: the same call gives the same bits.
+bool skipping_pays(Projection projection, const std::string& backend, std::int64_t rows, double share,
+                   at::ScalarType dtype);
 
 // Overrides the choice for the process: true always skips, false never, nullopt decides by the cost again. For tests
 // and benchmarks.

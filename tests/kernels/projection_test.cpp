@@ -13,6 +13,7 @@
 #include "moh/kernels/backend.h"
 #include "moh/kernels/reference/element.h"
 #include "moh/kernels/reference/projection.h"
+#include "tests/kernels/test_stride.h"
 
 namespace {
 
@@ -132,6 +133,7 @@ TEST_P(ProjectionOnBackend, ProjectionsEqualTheReference) {
       for (const Density density : {Density::kHalf, Density::kNone, Density::kOneHead, Density::kAll}) {
         for (const bool columns_are_heads : {false, true}) {
           ++seed;
+          if (skipped_by_stride(seed)) continue;
           const bool bias = seed % 2 == 0;
           const int threads = seed % 3 == 0 ? 1 : seed % 3 == 1 ? 2 : 5;
           SCOPED_TRACE(testing::Message()

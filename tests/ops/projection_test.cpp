@@ -133,10 +133,16 @@ TEST(ProjectionErrors, NameTheOperatorAndTheShapes) {
 }
 
 TEST(ProjectionCost, DenseWhereNothingIsSkipped) {
-  EXPECT_FALSE(moh::ops::skipping_pays(2048, 1.0, at::kFloat));
-  EXPECT_FALSE(moh::ops::skipping_pays(1, 1.0, at::kFloat));
-  EXPECT_TRUE(moh::ops::skipping_pays(2048, 0.5, at::kFloat));
-  EXPECT_TRUE(moh::ops::skipping_pays(1, 0.5, at::kFloat));
+  using moh::ops::Projection;
+  for (const auto projection : {Projection::kValues, Projection::kWeightGradient}) {
+    for (const char* backend : {"avx512", "avx2", "portable"}) {
+      for (const std::int64_t rows : {1, 50, 2048}) {
+        EXPECT_FALSE(moh::ops::skipping_pays(projection, backend, rows, 1.0, at::kFloat));
+      }
+    }
+    EXPECT_TRUE(moh::ops::skipping_pays(projection, "avx512", 2048, 0.5, at::kFloat));
+  }
+  EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx2", 1, 0.5, at::kFloat));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 namespace moh::kernels::MOH_ISA {
 namespace {
 
-constexpr int64_t kItemColumns = 2 * kPanel;
+constexpr int64_t kItemColumns = 128;
 constexpr int64_t kBlockBytes = 512 * 1024;  // active heads of a block of rows stay in an L2 cache of 1 MB
 
 void write_columns(const ProjectionParams& p, int64_t r, int64_t begin, int64_t size, const float* from) {
@@ -24,13 +24,17 @@ void combine_few(const ProjectionParams& p, const PlainRows& heads) {
     float result[kFewProjected][kPart];
     for (int64_t c = begin; c < end; ++c) {
       const float bias = p.bias == nullptr ? 0.0F : element(p.bias, c, p.dtype);
-      for (int64_t r = 0; r < p.rows; ++r) result[r][c - begin] = bias;
-      for (int64_t h = 0; h < p.num_heads; ++h) {
-        const char* weight = byte_at(p.weight.data, h * p.weight.stride[0] + c * p.weight.stride[2], p.dtype);
-        for (int64_t r = 0; r < p.rows; ++r) {
-          if (p.gates[r * p.num_heads + h] == 0) continue;
-          result[r][c - begin] += dot(heads.at(r, h), weight, p.head_dim, p.dtype);
+      const char* row = byte_at(p.weight.data, c * p.weight.stride[2], p.dtype);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        const float* gates = p.gates + r * p.num_heads;
+        Vec sums[4] = {};
+        float rest = bias;
+        for (int64_t h = 0; h < p.num_heads; ++h) {
+          if (gates[h] == 0) continue;
+          rest +=
+              add_products(sums, heads.at(r, h), row + h * p.weight.stride[0] * size_of(p.dtype), p.head_dim, p.dtype);
         }
+        result[r][c - begin] = rest + total_of(sums);
       }
     }
     for (int64_t r = 0; r < p.rows; ++r) write_columns(p, r, begin, end - begin, result[r]);
@@ -79,37 +83,38 @@ void combine_heads(const ProjectionParams& p) {
   const int64_t blocks = (p.rows + block_rows - 1) / block_rows;
   for_each_item(p.parallel, blocks * groups, [&](int64_t item) {
     const int64_t first_row = item / groups * block_rows, end_row = min_of(first_row + block_rows, p.rows);
-    const Buffer<float> sums(block_rows * kPanel);
-    const int64_t first_panel = item % groups * (kItemColumns / kPanel);
-    for (int64_t panel = first_panel; panel < min_of(first_panel + kItemColumns / kPanel, panels); ++panel) {
-      const int64_t width = panel_width(panel), size = min_of(kPanel, p.width - panel * kPanel);
-      for (int64_t r = first_row; r < end_row; ++r) {
-        float* row = &sums[(r - first_row) * kPanel];
-        if (p.bias == nullptr) {
-          memset(row, 0, kPanel * sizeof(float));
-        } else {
-          read_row(row, byte_at(p.bias, panel * kPanel, p.dtype), 1, size, kPanel, p.dtype, 1.0F);
+    const int64_t first_column = item % groups * kItemColumns;
+    const int64_t columns = min_of(kItemColumns, p.width - first_column);
+    const Buffer<float> sums(block_rows * kItemColumns);
+    for (int64_t r = first_row; r < end_row; ++r) {
+      float* row = &sums[(r - first_row) * kItemColumns];
+      if (p.bias == nullptr) {
+        memset(row, 0, kItemColumns * sizeof(float));
+      } else {
+        read_row(row, byte_at(p.bias, first_column, p.dtype), 1, columns, kItemColumns, p.dtype, 1.0F);
+      }
+    }
+    for (int64_t h = 0; h < p.num_heads; ++h) {
+      const int32_t* rows = lists.begin(h);
+      const int64_t begin = lower_bound(rows, lists.count(h), first_row);
+      const int64_t end = lower_bound(rows, lists.count(h), end_row);
+      for (int64_t tile = begin; tile < end; tile += kRows) {
+        const int64_t count = min_of(kRows, end - tile);
+        const float* from[kRows] = {};
+        float* to[kRows] = {};
+        for (int64_t i = 0; i < count; ++i) {
+          from[i] = heads.at(rows[tile + i], h);
+          to[i] = &sums[(rows[tile + i] - first_row) * kItemColumns];
+        }
+        for (int64_t column = 0; column < columns; column += kPanel) {
+          const int64_t panel = (first_column + column) / kPanel, width = panel_width(panel);
+          gathered_product(count, width, p.head_dim, from, 0, &packed[panel * panel_size + h * p.head_dim * kPanel],
+                           width, to, column, true);
         }
       }
-      for (int64_t h = 0; h < p.num_heads; ++h) {
-        const int32_t* rows = lists.begin(h);
-        const int64_t begin = lower_bound(rows, lists.count(h), first_row);
-        const int64_t end = lower_bound(rows, lists.count(h), end_row);
-        const float* weight = &packed[panel * panel_size + h * p.head_dim * kPanel];
-        for (int64_t tile = begin; tile < end; tile += kRows) {
-          const int64_t count = min_of(kRows, end - tile);
-          const float* from[kRows] = {};
-          float* to[kRows] = {};
-          for (int64_t i = 0; i < count; ++i) {
-            from[i] = heads.at(rows[tile + i], h);
-            to[i] = &sums[(rows[tile + i] - first_row) * kPanel];
-          }
-          gathered_product(count, width, p.head_dim, from, weight, width, to, true);
-        }
-      }
-      for (int64_t r = first_row; r < end_row; ++r) {
-        write_columns(p, r, panel * kPanel, size, &sums[(r - first_row) * kPanel]);
-      }
+    }
+    for (int64_t r = first_row; r < end_row; ++r) {
+      write_columns(p, r, first_column, columns, &sums[(r - first_row) * kItemColumns]);
     }
   });
 }

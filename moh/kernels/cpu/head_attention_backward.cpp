@@ -191,9 +191,9 @@ void head_attention_backward(const HeadAttentionParams& p) {
         for (int64_t row = 0; row < lists.count(bh); row += kBlockRows) {
           if (block_number++ % parts != part) continue;
           if (!is_packed) {
-            pack_transposed(packed.keys_transposed.data, p.key, p, b, kv_head, p.keys, scratch.row.data);
-            pack_transposed(packed.values_transposed.data, p.value, p, b, kv_head, p.keys, scratch.row.data);
-            pack_rows(packed.keys.data, p.key, p, b, kv_head, p.keys, capacity, padded, scratch.row.data);
+            pack_transposed(packed.keys_transposed.data, p.key, p, b, kv_head, 0, p.keys);
+            pack_transposed(packed.values_transposed.data, p.value, p, b, kv_head, 0, p.keys);
+            pack_rows(packed.keys.data, p.key, p, b, kv_head, 0, p.keys, capacity, padded);
             is_packed = true;
           }
           backward_block(p, b, h, lists.begin(bh) + row, min_of(kBlockRows, lists.count(bh) - row), packed, capacity,

@@ -12,7 +12,8 @@
 namespace moh::kernels::MOH_ISA {
 namespace {
 
-constexpr int64_t kItemsPerThread = 4;  // so that threads that finish early find work
+constexpr int64_t kBlocksPerThread = 24;  // in a wave: what is left at its end is a few percent of it
+constexpr int64_t kPackKeys = 256;        // keys that a thread packs at a time
 
 // Skipped rows: zeros and -inf.
 void clear_skipped(const HeadAttentionParams& p) {
@@ -84,70 +85,69 @@ void attend_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int3
   for (int64_t i = 0; i < count; ++i) write_output(p, b, h, rows[i], &scratch.sums[i * padded], state[i]);
 }
 
-// Work in contiguous pieces of about equal cost: block `block` of head `bh`.
 struct Block {
-  int32_t bh, first_row;
+  int32_t kv, bh, first_row;
 };
 
+// KV heads pass in waves: all threads pack the keys and values of a wave's heads, then share its blocks of rows, the
+// most expensive ones first. A wave is as small as keeps the threads evenly busy: one KV head for one thread.
 void forward_blocks(const HeadAttentionParams& p, const RowLists& lists) {
-  const int64_t group = p.num_heads / p.num_kv_heads, all = p.batch * p.num_heads;
-  int64_t num_blocks = 0;
-  for (int64_t bh = 0; bh < all; ++bh) {
-    if (!has_few_rows(lists, bh / group, group)) num_blocks += (lists.count(bh) + kBlockRows - 1) / kBlockRows;
-  }
-  if (num_blocks == 0) return;
-  Buffer<Block> blocks(num_blocks);
-  Buffer<double> cost_before(num_blocks + 1);
-  int64_t filled = 0;
-  cost_before[0] = 0;
-  for (int64_t bh = 0; bh < all; ++bh) {
-    if (has_few_rows(lists, bh / group, group)) continue;
-    for (int64_t row = 0; row < lists.count(bh); row += kBlockRows) {
-      const int64_t end = min_of(row + kBlockRows, lists.count(bh));
-      const auto seen = static_cast<double>(visible_keys(p, lists.begin(bh)[end - 1]));
-      blocks[filled] = {static_cast<int32_t>(bh), static_cast<int32_t>(row)};
-      cost_before[filled + 1] = cost_before[filled] + static_cast<double>(end - row) * seen;
-      ++filled;
-    }
-  }
-  const int64_t pieces = min_of(num_blocks, p.parallel.num_threads == 1 ? 1 : p.parallel.num_threads * kItemsPerThread);
+  const int64_t group = p.num_heads / p.num_kv_heads, all_kv = p.batch * p.num_kv_heads;
   const int64_t padded = round_up(p.head_dim, kWidth), capacity = round_up(p.keys, kPanel);
-  int64_t next_piece = 0;
-  const int workers = static_cast<int>(min_of(p.parallel.num_threads, pieces));
-  p.parallel(workers, [&](int) {
-    const BlockScratch scratch(p, padded);
-    const Buffer<float> keys(capacity * p.head_dim), values(capacity * padded), row(padded);
-    int64_t packed_head = -1, packed_keys = 0;
-    for (;;) {
-      const int64_t piece = __atomic_fetch_add(&next_piece, 1, __ATOMIC_RELAXED);
-      if (piece >= pieces) return;
-      // Blocks whose cost begins inside this piece's share of the whole.
-      const double share = cost_before[num_blocks] / static_cast<double>(pieces);
-      const double low = share * static_cast<double>(piece);
-      const double high =
-          piece + 1 == pieces ? cost_before[num_blocks] * 2 + 1 : share * static_cast<double>(piece + 1);
-      for (int64_t i = 0; i < num_blocks; ++i) {
-        if (cost_before[i] < low || cost_before[i] >= high) continue;
-        const int64_t bh = blocks[i].bh, b = bh / p.num_heads, h = bh % p.num_heads;
-        const int64_t count = min_of(kBlockRows, lists.count(bh) - blocks[i].first_row);
-        const int32_t* rows = lists.begin(bh) + blocks[i].first_row;
-        const int64_t needed = visible_keys(p, rows[count - 1]), kv = bh / group;
-        if (kv != packed_head || needed > packed_keys) {
-          // All keys that any later block of this KV head inside this piece may need.
-          int64_t most = needed;
-          for (int64_t j = i; j < num_blocks && cost_before[j] < high && blocks[j].bh / group == kv; ++j) {
-            const int64_t other = blocks[j].bh, end = min_of(blocks[j].first_row + kBlockRows, lists.count(other));
-            most = max_of(most, visible_keys(p, lists.begin(other)[end - 1]));
-          }
-          pack_transposed(keys.data, p.key, p, b, h / group, most, row.data);
-          pack_rows(values.data, p.value, p, b, h / group, most, capacity, padded, row.data);
-          packed_head = kv;
-          packed_keys = most;
+  const int64_t most_blocks = (p.queries + kBlockRows - 1) / kBlockRows;  // of one head
+  const int64_t wave_size =
+      p.parallel.num_threads == 1
+          ? 1
+          : max_of(1, min_of(all_kv, kBlocksPerThread * p.parallel.num_threads / max_of(1, group * most_blocks)));
+  const Buffer<float> keys(wave_size * capacity * p.head_dim), values(wave_size * capacity * padded);
+  const Buffer<Block> blocks(wave_size * group * most_blocks);
+  const Buffer<int64_t> heads(wave_size), needed(wave_size);
+  for (int64_t next_kv = 0; next_kv < all_kv;) {
+    int64_t num_heads = 0;
+    for (; next_kv < all_kv && num_heads < wave_size; ++next_kv) {
+      const int64_t rows = lists.first[(next_kv + 1) * group] - lists.first[next_kv * group];
+      if (rows == 0 || has_few_rows(lists, next_kv, group)) continue;
+      needed[num_heads] = 0;
+      for (int64_t bh = next_kv * group; bh < (next_kv + 1) * group; ++bh) {
+        if (lists.count(bh) == 0) continue;
+        needed[num_heads] = max_of(needed[num_heads], visible_keys(p, lists.begin(bh)[lists.count(bh) - 1]));
+      }
+      heads[num_heads++] = next_kv;
+    }
+    if (num_heads == 0) return;
+
+    const int64_t parts = (capacity + kPackKeys - 1) / kPackKeys;
+    for_each_item(p.parallel, num_heads * parts, [&](int64_t item) {
+      const int64_t i = item / parts, begin = item % parts * kPackKeys, end = min_of(begin + kPackKeys, needed[i]);
+      const int64_t b = heads[i] / p.num_kv_heads, kv_head = heads[i] % p.num_kv_heads;
+      pack_transposed(&keys[i * capacity * p.head_dim], p.key, p, b, kv_head, begin, end);
+      pack_rows(&values[i * capacity * padded], p.value, p, b, kv_head, begin, end, capacity, padded);
+    });
+
+    int64_t num_blocks = 0;
+    for (int64_t block = most_blocks - 1; block >= 0; --block) {  // causal rows: the last ones see most
+      for (int64_t i = 0; i < num_heads; ++i) {
+        for (int64_t bh = heads[i] * group; bh < (heads[i] + 1) * group; ++bh) {
+          if (block * kBlockRows >= lists.count(bh)) continue;
+          blocks[num_blocks++] = {static_cast<int32_t>(i), static_cast<int32_t>(bh),
+                                  static_cast<int32_t>(block * kBlockRows)};
         }
-        attend_block(p, b, h, rows, count, keys.data, values.data, capacity, padded, scratch);
       }
     }
-  });
+    int64_t next = 0;
+    p.parallel(static_cast<int>(min_of(p.parallel.num_threads, num_blocks)), [&](int) {
+      const BlockScratch scratch(p, padded);
+      for (;;) {
+        const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (item >= num_blocks) return;
+        const Block block = blocks[item];
+        attend_block(p, block.bh / p.num_heads, block.bh % p.num_heads, lists.begin(block.bh) + block.first_row,
+                     min_of(kBlockRows, lists.count(block.bh) - block.first_row),
+                     &keys[block.kv * capacity * p.head_dim], &values[block.kv * capacity * padded], capacity, padded,
+                     scratch);
+      }
+    });
+  }
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace moh::kernels::MOH_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 96;  // rows of one head that a thread takes at a time
+constexpr int64_t kDepth = 512;     // 12 KB of kRows rows of x
 
 void write_head(const ProjectionParams& p, int64_t r, int64_t h, int64_t begin, int64_t size, const float* from) {
   const int64_t place = r * p.out.stride[0] + h * p.out.stride[1] + begin * p.out.stride[2];
@@ -43,7 +44,9 @@ void project_few(const ProjectionParams& p, const RowLists& lists, const PlainRo
       const char* weight = byte_at(p.weight.data, h * p.weight.stride[0] + d * p.weight.stride[1], p.dtype);
       const float bias = p.bias == nullptr ? 0.0F : element(p.bias, h * p.head_dim + d, p.dtype);
       for (int64_t i = 0; i < lists.count(h); ++i) {
-        result[i][d - begin] = bias + dot(x.at(lists.begin(h)[i], 0), weight, p.width, p.dtype);
+        Vec sums[4] = {};
+        const float rest = add_products(sums, x.at(lists.begin(h)[i], 0), weight, p.width, p.dtype);
+        result[i][d - begin] = bias + rest + total_of(sums);
       }
     }
     for (int64_t i = 0; i < lists.count(h); ++i) write_head(p, lists.begin(h)[i], h, begin, end - begin, result[i]);
@@ -79,25 +82,28 @@ void project_heads(const ProjectionParams& p) {
     while (first_block[h + 1] <= item) ++h;
     const int64_t begin = (item - first_block[h]) * kBlockRows;
     const int64_t end = min_of(begin + kBlockRows, lists.count(h));
-    float result[kRows][kPanel], bias[kPanel];
+    const Buffer<float> results(kRows * padded), bias(padded);
     float* to[kRows];
-    for (int64_t i = 0; i < kRows; ++i) to[i] = result[i];
-    for (int64_t panel = 0; panel < padded; panel += kPanel) {
-      const int64_t width = min_of(kPanel, padded - panel), size = min_of(kPanel, p.head_dim - panel);
-      if (p.bias != nullptr) {
-        read_row(bias, byte_at(p.bias, h * p.head_dim + panel, p.dtype), 1, size, width, p.dtype, 1.0F);
+    for (int64_t i = 0; i < kRows; ++i) to[i] = &results[i * padded];
+    if (p.bias != nullptr) {
+      read_row(bias.data, byte_at(p.bias, h * p.head_dim, p.dtype), 1, p.head_dim, padded, p.dtype, 1.0F);
+    }
+    for (int64_t tile = begin; tile < end; tile += kRows) {
+      const int64_t count = min_of(kRows, end - tile);
+      const float* from[kRows] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        from[i] = x.at(lists.begin(h)[tile + i], 0);
+        if (p.bias != nullptr) memcpy(to[i], bias.data, static_cast<size_t>(padded) * sizeof(float));
       }
-      for (int64_t tile = begin; tile < end; tile += kRows) {
-        const int64_t count = min_of(kRows, end - tile);
-        const float* from[kRows] = {};
-        for (int64_t i = 0; i < count; ++i) from[i] = x.at(lists.begin(h)[tile + i], 0);
-        if (p.bias != nullptr) {
-          for (int64_t i = 0; i < count; ++i) memcpy(result[i], bias, static_cast<size_t>(width) * sizeof(float));
+      for (int64_t depth = 0; depth < p.width; depth += kDepth) {  // a tile of x stays in L1 for all panels
+        for (int64_t panel = 0; panel < padded; panel += kPanel) {
+          const int64_t width = min_of(kPanel, padded - panel);
+          gathered_product(count, width, min_of(kDepth, p.width - depth), from, depth,
+                           &packed[(h * padded + panel) * p.width + depth * width], width, to, panel,
+                           p.bias != nullptr || depth > 0);
         }
-        gathered_product(count, width, p.width, from, &packed[(h * padded + panel) * p.width], width, to,
-                         p.bias != nullptr);
-        for (int64_t i = 0; i < count; ++i) write_head(p, lists.begin(h)[tile + i], h, panel, size, result[i]);
       }
+      for (int64_t i = 0; i < count; ++i) write_head(p, lists.begin(h)[tile + i], h, 0, p.head_dim, to[i]);
     }
   });
 }

@@ -1,6 +1,7 @@
 // Shared by forward and backward: which rows a head computes, and the packed copies of keys and values.
 #pragma once
 
+#include "moh/kernels/cpu/panel.h"
 #include "moh/kernels/cpu/product.h"
 #include "moh/kernels/cpu/row_lists.h"
 #include "moh/kernels/head_attention.h"
@@ -37,37 +38,27 @@ static inline RowLists row_lists(const HeadAttentionParams& p) {
   return RowLists(p.gates, p.batch, p.queries, p.num_heads, first_seeing);
 }
 
-// Keys transposed into panels of kPanel keys, [panel][d][key in panel]: the B of Q K^T. Missing keys are zeros.
+// Keys transposed into panels of kPanel keys, [panel][d][key in panel]: the B of Q K^T. Those from `begin`, a multiple
+// of kPanel, to `end`; what is missing of the last panel is zeros.
 static inline void pack_transposed(float* to, const Input4& tensor, const HeadAttentionParams& p, int64_t b,
-                                   int64_t kv_head, int64_t keys, float* row) {
-  const int64_t dim = p.head_dim;
-  for (int64_t s = 0; s < round_up(keys, kPanel); ++s) {
-    float* panel = to + s / kPanel * dim * kPanel + s % kPanel;
-    if (s < keys) {
-      read_row(row, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], dim, dim, p.dtype, 1.0F);
-      for (int64_t d = 0; d < dim; ++d) panel[d * kPanel] = row[d];
-    } else {
-      for (int64_t d = 0; d < dim; ++d) panel[d * kPanel] = 0;
-    }
+                                   int64_t kv_head, int64_t begin, int64_t end) {
+  for (int64_t s = begin; s < end; s += kPanel) {
+    pack_panel(to + s * p.head_dim, at(tensor, p.dtype, b, s, kv_head), p.dtype, tensor.stride[3], tensor.stride[1],
+               p.head_dim, min_of(kPanel, end - s), kPanel);
   }
 }
 
-// Rows of keys or values, columns cut into panels of kPanel: [column panel][s][column]. `padded` columns in all.
-// Panel c begins at c * kPanel * capacity and its rows are panel_width(c) long.
+// Rows of keys or values from `begin` to `end`, columns cut into panels of kPanel: [column panel][s][column]. `padded`
+// columns in all. Panel c begins at c * kPanel * capacity and its rows are panel_width(c) long.
 static inline int64_t panel_width(int64_t panel, int64_t padded) { return min_of(kPanel, padded - panel * kPanel); }
 static inline void pack_rows(float* to, const Input4& tensor, const HeadAttentionParams& p, int64_t b, int64_t kv_head,
-                             int64_t keys, int64_t capacity, int64_t padded, float* row) {
-  for (int64_t s = 0; s < keys; ++s) {
-    if (padded <= kPanel) {
-      read_row(to + s * padded, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype,
-               1.0F);
-      continue;
-    }
-    read_row(row, at(tensor, p.dtype, b, s, kv_head), tensor.stride[3], p.head_dim, padded, p.dtype, 1.0F);
+                             int64_t begin, int64_t end, int64_t capacity, int64_t padded) {
+  for (int64_t s = begin; s < end; ++s) {
     for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
-      const int64_t width = panel_width(panel, padded);
-      memcpy(to + panel * kPanel * capacity + s * width, row + panel * kPanel,
-             static_cast<size_t>(width) * sizeof(float));
+      const int64_t width = panel_width(panel, padded), column = panel * kPanel;
+      read_row(to + column * capacity + s * width,
+               at(tensor, p.dtype, b, s, kv_head) + column * tensor.stride[3] * size_of(p.dtype), tensor.stride[3],
+               min_of(width, p.head_dim - column), width, p.dtype, 1.0F);
     }
   }
 }
