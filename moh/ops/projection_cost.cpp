@@ -21,9 +21,8 @@ bool has_fast_bf16() {
 // measured with 2,048 rows, 12 and 32 heads of 64 (docs/kernels.md). Below 128 rows packing the weights is too large a
 // part.
 double highest_share(Projection projection, const std::string& backend) {
-  if (backend == "avx512") return projection == Projection::kValues ? 0.9 : 0.8;
-  if (backend == "avx2") return projection == Projection::kValues ? 0.7 : 0.5;
-  return 0.2;
+  if (backend == "portable") return 0.2;
+  return projection == Projection::kValues ? 0.9 : 0.8;
 }
 constexpr std::int64_t kFewRows = 4, kManyRows = 128;
 

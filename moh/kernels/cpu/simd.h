@@ -37,7 +37,8 @@ constexpr int kPanel = kVectors * kWidth;  // columns of B that one tile covers
 
 static inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
-static inline Vec splat(float value) { return Vec{} + value; }
+// x - 0 is x, -0 too, so that this is one broadcast; 0 + x would be an addition and a shuffle in the inner loops.
+static inline Vec splat(float value) { return value - Vec{}; }
 static inline Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
 // The lanes i and i ^ half change places.
 static inline Vec swap_lanes(Vec v, int half) {
