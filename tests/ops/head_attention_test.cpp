@@ -119,6 +119,54 @@ TEST_P(OnBackend, GradientsMatchAutogradOfTheCompositeInFloat64) {
   }
 }
 
+// The same computation by LibTorch operations in the inputs' own dtype: what a plain half-precision model does.
+Tensor same_dtype_composite(const Inputs& in, const Tensor& gates, bool causal) {
+  const std::int64_t groups = in.query.size(2) / in.key.size(2), tokens = in.query.size(1), keys = in.key.size(1);
+  const auto wide = [&](const Tensor& kv) { return kv.repeat_interleave(groups, 2).transpose(1, 2); };
+  Tensor scores = at::matmul(in.query.transpose(1, 2), wide(in.key).transpose(2, 3)) / std::sqrt(in.query.size(3));
+  if (causal) {
+    scores = scores.masked_fill(at::ones({tokens, keys}, at::kBool).tril(keys - tokens).logical_not(),
+                                -std::numeric_limits<double>::infinity());
+  }
+  return at::matmul(at::softmax(scores, -1), wide(in.value)).transpose(1, 2) *
+         gates.to(scores.scalar_type()).unsqueeze(-1);
+}
+
+// FlashAttention's rule: beside float64, at most twice the error of the composite in the same dtype.
+TEST_P(OnBackend, HalfTypesAreAtMostTwiceAsFarFromFloat64AsTheCompositeInTheSameType) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const Shape& shape : {Shape{2, 70, 70, 4, 2, 64}, Shape{1, 150, 200, 3, 1, 72}, Shape{1, 1, 300, 4, 2, 128}}) {
+      for (const bool causal : {false, true}) {
+        const Inputs in = make_inputs(shape, type);
+        const Tensor weights = random({shape.batch, shape.tokens, shape.heads, shape.dim}, type);
+        // 0: float64, 1: fused, 2: composite in `type`; out and the gradients of query, key and value.
+        std::vector<Tensor> results[3];
+        for (int way = 0; way < 3; ++way) {
+          const auto dtype = way == 0 ? at::kDouble : type;
+          Inputs copy = in;
+          for (Tensor* leaf : {&copy.query, &copy.key, &copy.value}) {
+            *leaf = leaf->detach().to(dtype, false, true).set_requires_grad(true);
+          }
+          const Tensor out =
+              way == 1   ? head_attention(copy.query, copy.key, copy.value, in.gates, std::nullopt, causal)
+              : way == 0 ? head_attention_composite(copy.query, copy.key, copy.value, in.gates, std::nullopt, causal)
+                         : same_dtype_composite(copy, in.gates, causal);
+          out.backward(weights.to(dtype));
+          results[way] = {out.detach(), copy.query.grad(), copy.key.grad(), copy.value.grad()};
+        }
+        const char* names[] = {"out", "grad query", "grad key", "grad value"};
+        for (std::size_t i = 0; i < 4; ++i) {
+          const auto error = [&](int way) {
+            return (results[way][i].to(at::kDouble) - results[0][i]).abs().max().item<double>();
+          };
+          EXPECT_LE(error(1), 2 * error(2) + 1e-6)
+              << names[i] << " " << at::toString(type) << " T=" << shape.tokens << " causal=" << causal;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(OnBackend, HiddenKeysOfTheBiasAreHidden) {
   const Shape shape{2, 9, 9, 4, 2, 16};
   Inputs in = make_inputs(shape, at::kFloat, 1.0);
