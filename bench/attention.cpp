@@ -1,16 +1,13 @@
-// moh bench attention: the operator alone against fused dense attention of the same shape (torch_sdpa) or against what
-// the authors' code does, every head computed and multiplied by its gate (authors_form).
+// moh bench attention: the operator alone against torch's fused dense attention of the same shape (torch_sdpa) or
+// against what the authors' code does, every head computed and multiplied by its gate (authors_form).
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
-#include <cmath>
+#include <set>
 
-#include "bench/bench.h"
-#include "moh/base/error.h"
-#include "moh/kernels/backend.h"
-#include "moh/ops/autocast.h"
+#include "bench/common.h"
+#include "bench/reference.h"
 #include "moh/ops/head_attention.h"
 
 namespace moh::bench {
@@ -18,166 +15,162 @@ namespace {
 
 using at::Tensor;
 
-struct Case {
-  std::int64_t batch, tokens, heads, kv_heads, head_dim;
-  double activated;
-  bool causal;
-  at::ScalarType dtype;
-  std::string direction, rival;
-};
-
 struct Inputs {
-  Tensor query, key, value, gates;             // moh: [B, T, H, D]
-  Tensor rival_query, rival_key, rival_value;  // the rival's best layout: [B, H, T, D], contiguous
-  Tensor grad, rival_grad;
-  double activated;  // measured
+  Tensor query, key, value, gates, grad;  // [B, T, H, D]; gates [B, T, H]
+  void set_requires_grad(bool value_of) {
+    for (Tensor* tensor : {&query, &key, &value, &gates}) tensor->set_requires_grad(value_of);
+  }
+  void clear_gradients() {
+    for (Tensor* tensor : {&query, &key, &value, &gates}) tensor->mutable_grad() = Tensor();
+  }
 };
 
 Inputs make_inputs(const Case& c, std::uint64_t seed) {
   const at::Generator generator = at::detail::createCPUGenerator(seed);
-  const auto random = [&](std::int64_t tokens, std::int64_t heads) {
-    return at::empty({c.batch, tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat))
+  const auto random = [&](std::int64_t heads) {
+    return at::empty({c.batch, c.tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat))
         .normal_(0, 1, generator)
-        .to(c.dtype);
+        .to(type_of(c.dtype));
   };
   Inputs in;
-  in.query = random(c.tokens, c.heads);
-  in.key = random(c.tokens, c.kv_heads);
-  in.value = random(c.tokens, c.kv_heads);
-  in.grad = random(c.tokens, c.heads);
-  // Every token uses `active` heads, chosen at random.
-  const auto active = std::max<std::int64_t>(1, std::llround(c.activated * static_cast<double>(c.heads)));
-  const Tensor scores =
-      at::empty({c.batch, c.tokens, c.heads}, at::TensorOptions(at::kFloat)).uniform_(0, 1, generator);
-  in.gates = at::zeros(scores.sizes(), scores.options()).scatter(-1, std::get<1>(scores.topk(active, -1)), 1.0);
-  in.activated = in.gates.mean().item<double>();
-  const auto rival_layout = [](const Tensor& tensor) { return tensor.transpose(1, 2).contiguous(); };
-  in.rival_query = rival_layout(in.query);
-  in.rival_key = rival_layout(in.key);
-  in.rival_value = rival_layout(in.value);
-  in.rival_grad = rival_layout(in.grad);
+  in.query = random(c.heads);
+  in.key = random(c.kv_heads);
+  in.value = random(c.kv_heads);
+  in.grad = random(c.heads);
+  in.gates = random_gates(c, c.tokens, generator);
   return in;
 }
 
-// Largest error of a few heads against the composite form in float64.
-double max_error(const Case& c, const Inputs& in) {
-  const c10::NoGradGuard no_grad;
-  const Tensor out = ops::head_attention(in.query, in.key, in.value, in.gates, std::nullopt, c.causal);
-  double worst = 0;
-  for (const std::int64_t head : {std::int64_t{0}, c.heads / 2, c.heads - 1}) {
-    const std::int64_t kv_head = head / (c.heads / c.kv_heads);
-    const auto one = [](const Tensor& tensor, std::int64_t index) {
-      return tensor.narrow(2, index, 1).to(at::kDouble);
-    };
-    const Tensor expected =
-        ops::head_attention_composite(one(in.query, head), one(in.key, kv_head), one(in.value, kv_head),
-                                      one(in.gates.unsqueeze(-1), head).squeeze(-1), std::nullopt, c.causal);
-    worst = std::max(worst, (one(out, head) - expected).abs().max().item<double>());
+Tensor moh_forward(const Case& c, const Inputs& in) {
+  return ops::head_attention(in.query, in.key, in.value, in.gates, std::nullopt, c.is_causal());
+}
+
+// Outputs, and gradients where they will be timed, of the first and the last KV head and their query heads.
+double check_moh(const Case& c, Inputs& in) {
+  const double tolerance = tolerance_of(type_of(c.dtype));
+  Tensor out;
+  {
+    const c10::AutoGradMode mode(c.has_backward());
+    in.set_requires_grad(c.has_backward());
+    out = moh_forward(c, in);
+    if (c.has_backward()) out.backward(in.grad);
   }
-  const double tolerance = c.dtype == at::kFloat ? 1e-4 : c.dtype == at::kHalf ? 1e-2 : 5e-2;
-  MOH_CHECK(worst <= tolerance, "[bench] the result is wrong by ", worst, ", allowed is ", tolerance);
+  const std::int64_t group = c.heads / c.kv_heads;
+  double worst = 0;
+  const c10::NoGradGuard no_grad;
+  for (const std::int64_t kv_head : std::set<std::int64_t>{0, c.kv_heads - 1}) {
+    const auto expected = attention_reference(in.query, in.key, in.value, in.gates, c.is_causal(),
+                                              c.has_backward() ? in.grad : Tensor(), kv_head);
+    const auto compare = [&](const Tensor& actual, const Tensor& wanted, std::int64_t count, const char* what) {
+      worst = std::max(worst, check_close(heads_of(actual, kv_head * count, count), wanted, tolerance, what));
+    };
+    compare(out, expected.out, group, "moh's output");
+    if (!c.has_backward()) continue;
+    compare(in.query.grad(), expected.grad_query, group, "moh's gradient of query");
+    compare(in.key.grad(), expected.grad_key, 1, "moh's gradient of key");
+    compare(in.value.grad(), expected.grad_value, 1, "moh's gradient of value");
+  }
+  in.clear_gradients();
   return worst;
 }
 
-Json run_case(const Case& c, const Grid& grid) {
-  Inputs in = make_inputs(c, grid.seed);
-  const double error = max_error(c, in);
-  const bool backward = c.direction != "forward";
-  for (Tensor* tensor : {&in.query, &in.key, &in.value, &in.gates, &in.rival_query, &in.rival_key, &in.rival_value}) {
-    tensor->set_requires_grad(backward);
+// One layout of the rival's tensors, [B, H, T, D].
+struct Rival {
+  std::string name;
+  Inputs in;
+  bool gqa = false, authors = false, causal = true;
+
+  Tensor forward() const {
+    Tensor out = at::scaled_dot_product_attention(in.query, in.key, in.value, {}, 0.0, causal, {}, gqa);
+    return authors ? out * in.gates : out;
   }
-  const auto clear = [](std::initializer_list<Tensor*> tensors) {
-    for (Tensor* tensor : tensors) tensor->mutable_grad() = Tensor();
-  };
-  const auto moh = [&] {
-    const Tensor out = ops::head_attention(in.query, in.key, in.value, in.gates, std::nullopt, c.causal);
-    if (!backward) return;
-    out.backward(in.grad);
-    clear({&in.query, &in.key, &in.value, &in.gates});
-  };
+};
+
+std::vector<Rival> make_rivals(const Case& c, const Inputs& in) {
+  const auto heads_first = [](const Tensor& tensor) { return tensor.detach().transpose(1, 2); };
   const bool authors = c.rival == "authors_form";
-  const auto rival = [&] {
-    Tensor out = at::scaled_dot_product_attention(in.rival_query, in.rival_key, in.rival_value, {}, 0.0, c.causal, {},
-                                                  /*enable_gqa=*/c.heads != c.kv_heads);
-    if (authors) out = out * in.gates.transpose(1, 2).unsqueeze(-1).to(c.dtype);
-    if (!backward) return;
-    out.backward(in.rival_grad);
-    clear({&in.rival_query, &in.rival_key, &in.rival_value, &in.gates});
-  };
-  Timing timing;
-  {
-    const c10::AutoGradMode mode(backward);
-    timing = time_pair(moh, rival, grid.seconds);
+  const std::int64_t group = c.heads / c.kv_heads;
+  Inputs strided{heads_first(in.query), heads_first(in.key), heads_first(in.value),
+                 in.gates.detach().transpose(1, 2).unsqueeze(-1).to(in.query.scalar_type()), heads_first(in.grad)};
+  Inputs contiguous{strided.query.contiguous(), strided.key.contiguous(), strided.value.contiguous(),
+                    strided.gates.contiguous(), strided.grad.contiguous()};
+  std::vector<Rival> rivals = {{"[B, H, T, D] contiguous", contiguous, group > 1, authors, c.is_causal()},
+                               {"[B, T, H, D] transposed", strided, group > 1, authors, c.is_causal()}};
+  if (group > 1 && !c.is_causal()) {  // the query heads of a KV head are queries of one head
+    const auto rows = [&](const Tensor& tensor) {
+      return tensor.reshape({c.batch, c.kv_heads, group * c.tokens, tensor.size(3)});
+    };
+    rivals.push_back(
+        {"group as queries",
+         {rows(contiguous.query), contiguous.key, contiguous.value, rows(contiguous.gates), rows(contiguous.grad)},
+         false,
+         authors,
+         false});
   }
-  const kernels::DType dtype = c.dtype == at::kFloat      ? kernels::DType::kFloat32
-                               : c.dtype == at::kBFloat16 ? kernels::DType::kBFloat16
-                                                          : kernels::DType::kFloat16;
-  const auto* backend =
-      kernels::choose_backend({.dtype = dtype, .head_dim = c.head_dim, .backward = backward}, nullptr);
-  Json row = Json::object();
-  row["subject"] = "attention";
-  row["direction"] = c.direction;
-  row["dtype"] = kernels::name_of(dtype);
-  row["batch"] = c.batch;
-  row["heads"] = c.heads;
-  row["kv_heads"] = c.kv_heads;
-  row["head_dim"] = c.head_dim;
-  row["tokens"] = c.tokens;
-  row["causal"] = c.causal;
-  row["activated"] = in.activated;
-  row["threads"] = at::get_num_threads();
-  row["backend"] = backend != nullptr ? backend->name : "composite";
-  row["moh_ms"] = timing.moh_ms;
-  row["rival"] = c.rival;
-  row["rival_ms"] = timing.rival_ms;
-  row["ratio"] = timing.ratio;
-  row["ratio_low"] = timing.ratio_low;
-  row["ratio_high"] = timing.ratio_high;
-  row["pairs"] = timing.pairs;
-  row["efficiency"] = 1.0 / (timing.ratio * in.activated);
-  row["max_abs_error"] = error;
-  // Work of the active heads alone: two products forward, five more backward; half of it where causal.
-  const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.tokens * c.tokens * c.head_dim) *
-                          in.activated * (c.causal ? 0.5 : 1.0) * (backward ? 3.5 : 1.0);
-  row["gflops"] = products / (timing.moh_ms * 1e6);
-  return row;
+  for (Rival& rival : rivals) rival.in.set_requires_grad(c.has_backward());
+  return rivals;
+}
+
+// The rival must compute what it is timed for: dense attention, or the same gated.
+void check_rival(const Case& c, const Inputs& in, const Rival& rival) {
+  const c10::NoGradGuard no_grad;
+  const Tensor gates = rival.authors ? in.gates.detach() : at::ones_like(in.gates.detach());
+  const auto expected = attention_reference(in.query, in.key, in.value, gates, c.is_causal(), Tensor(), c.kv_heads - 1);
+  const Tensor out = rival.forward().reshape({c.batch, c.heads, c.tokens, c.head_dim}).transpose(1, 2);
+  const std::int64_t group = c.heads / c.kv_heads;
+  check_close(heads_of(out, c.heads - group, group), expected.out, tolerance_of(type_of(c.dtype)),
+              c.rival + "'s output");
+}
+
+// The timed part of one side; `forward` returns the output, `in` has the leaves and the gradient of the output.
+template <class F>
+std::function<void()> side(const Case& c, Inputs& in, const F& forward) {
+  if (c.direction == "forward") return [forward] { forward(); };
+  if (c.direction == "backward") {
+    return [&in, out = forward()] {
+      out.backward(in.grad, /*retain_graph=*/true);
+      in.clear_gradients();
+    };
+  }
+  return [&in, forward] {
+    forward().backward(in.grad);
+    in.clear_gradients();
+  };
+}
+
+std::vector<Work> work_of(const Case& c, const Tensor& gates) {
+  const AttentionWork work = attention_work(gates, c.tokens, c.kv_heads, c.head_dim, c.is_causal(),
+                                            static_cast<double>(at::elementSize(type_of(c.dtype))));
+  std::vector<Work> steps;
+  if (c.direction != "backward") steps.push_back(attention_forward(work));
+  if (c.has_backward()) steps.push_back(attention_backward(work));
+  return steps;
 }
 
 }  // namespace
 
-void bench_attention(const Grid& grid, const Emit& emit, const std::function<bool()>& stopped) {
-  for (const auto& direction : grid.direction) {
-    MOH_CHECK(direction == "forward" || direction == "both", "[bench] direction must be forward or both, got ",
-              direction);
+Json run_attention(const Case& c, const Options& options) {
+  Inputs in = make_inputs(c, options.seed);
+  Measured measured;
+  measured.max_abs_error = check_moh(c, in);
+  std::vector<Rival> rivals = make_rivals(c, in);
+  for (const Rival& rival : rivals) check_rival(c, in, rival);
+
+  const c10::AutoGradMode mode(c.has_backward());
+  std::vector<Form> forms;
+  for (Rival& rival : rivals) {
+    forms.push_back({rival.name, side(c, rival.in, [&rival] { return rival.forward(); })});
   }
-  for (const auto& rival : grid.rival) {
-    MOH_CHECK(rival == "torch_sdpa" || rival == "authors_form",
-              "[bench] rival must be torch_sdpa or authors_form, got ", rival);
-  }
-  const auto threads = grid.threads.empty() ? std::vector<std::int64_t>{at::get_num_threads()} : grid.threads;
-  for (const std::int64_t count : threads) {
-    MOH_CHECK(count > 0, "[bench] threads must be positive, got ", count);
-    at::set_num_threads(static_cast<int>(count));
-    for (const auto& direction : grid.direction)
-      for (const auto& dtype : grid.dtype)
-        for (const std::int64_t heads : grid.heads)
-          for (const std::int64_t kv_heads : grid.kv_heads.empty() ? std::vector{heads} : grid.kv_heads)
-            for (const std::int64_t head_dim : grid.head_dim)
-              for (const std::int64_t batch : grid.batch)
-                for (const auto& causal : grid.causal)
-                  for (const std::int64_t tokens : grid.tokens)
-                    for (const double activated : grid.activated)
-                      for (const auto& rival : grid.rival) {
-                        if (stopped()) return;
-                        MOH_CHECK(causal == "yes" || causal == "no", "[bench] causal must be yes or no, got ", causal);
-                        MOH_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && head_dim > 0 && batch > 0 &&
-                                      tokens > 0 && activated > 0 && activated <= 1,
-                                  "[bench] sizes must be positive, kv_heads divide heads and activated be in (0, 1]");
-                        emit(run_case({batch, tokens, heads, kv_heads, head_dim, activated, causal == "yes",
-                                       ops::autocast_type(dtype).value_or(at::kFloat), direction, rival},
-                                      grid));
-                      }
-  }
+  const Form& rival = fastest(forms);
+  measured.rival_form = rival.name;
+  measured.timing =
+      time_pair(side(c, in, [&] { return moh_forward(c, in); }), rival.run, options.seconds, options.pairs);
+
+  const c10::NoGradGuard no_grad;
+  measured.activated = active_share(in.gates);
+  measured.work = work_of(c, in.gates);
+  measured.rival_work = work_of(c, at::ones_like(in.gates));
+  return make_row("attention", c, options, measured);
 }
 
 }  // namespace moh::bench

@@ -22,6 +22,7 @@ struct Context {
   std::string device = "cpu", dtype = "fp32", backend, config_file;
   int threads = 0;
   std::uint64_t seed = 0;
+  std::string command;             // as typed, quoted for a shell
   Json sections = Json::object();  // from --config and --section.key
 
   void emit(const Json& line) const;

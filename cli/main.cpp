@@ -55,6 +55,14 @@ void on_interrupt(int) {
   if (interrupted.exchange(true)) _exit(kInterruptedStatus);
 }
 
+std::string shell_word(const std::string& word) {
+  constexpr const char* kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=.,/:+@%";
+  if (!word.empty() && word.find_first_not_of(kPlain) == std::string::npos) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
+}
+
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 int run(int argc, char** argv) {
@@ -91,6 +99,8 @@ int run(int argc, char** argv) {
     sub->parse_complete_callback([&chosen, &runs, i] { chosen = runs[i]; });
   }
   std::vector<std::string> arguments(argv + 1, argv + argc);
+  context.command = "moh";
+  for (const std::string& argument : arguments) context.command += " " + shell_word(argument);
   try {
     context.sections = take_section_arguments(arguments);
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first

@@ -1,65 +1,122 @@
 // moh bench SUBJECT: speed beside a named rival in the same process, results checked first.
 #include "bench/bench.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <cstdlib>
 #include <memory>
 
+#include "bench/machine.h"
+#include "bench/table.h"
 #include "cli/command.h"
+#include "moh/io/files.h"
 
 namespace moh::cli {
 namespace {
 
-template <class T>
-void add_list(CLI::App& app, const std::string& flag, std::vector<T>& values, const std::string& help) {
-  app.add_option(flag, values, help)->delimiter(',')->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+struct BenchOptions {
+  std::string subject, markdown;
+  bool append = false, summary = false;
+  bench::Grid grid;
+  bench::Options run;
+};
+
+const bench::Subject& subject_of(const std::string& name) {
+  for (const bench::Subject& subject : bench::subjects()) {
+    if (subject.name == name) return subject;
+  }
+  fail("[bench] unknown subject `", name, "`");
 }
 
-int bench_attention(const Context& context, bench::Grid grid) {
-  grid.seed = context.seed;
-  bool first = true;
-  const auto emit = [&](const Json& row) {
-    context.emit(row);
-    if (first) {
-      context.say(fmt::format(
-          "{:<9} {:<5} {:>5} {:>7} {:>4} {:>6} {:>6} {:>7} {:>7} {:>9} {:>9} {:>6} {:>11} {:>6} {:>8} {:>8}",
-          "direction", "dtype", "batch", "heads", "dim", "tokens", "causal", "active", "threads", "moh ms", "rival ms",
-          "ratio", "quartiles", "effic.", "GFLOP/s", "error"));
-      first = false;
-    }
-    context.say(fmt::format(
-        "{:<9} {:<5} {:>5} {:>7} {:>4} {:>6} {:>6} {:>7.2f} {:>7} {:>9.3f} {:>9.3f} {:>6.3f} {:>5.2f}-{:<5.2f} {:>6.2f} {:>8.0f} {:>8.1e}",
-        row["direction"].get<std::string>(), row["dtype"].get<std::string>(), row["batch"].get<std::int64_t>(),
-        fmt::format("{}/{}", row["heads"].get<std::int64_t>(), row["kv_heads"].get<std::int64_t>()),
-        row["head_dim"].get<std::int64_t>(), row["tokens"].get<std::int64_t>(),
-        row["causal"].get<bool>() ? "yes" : "no", row["activated"].get<double>(), row["threads"].get<int>(),
-        row["moh_ms"].get<double>(), row["rival_ms"].get<double>(), row["ratio"].get<double>(),
-        row["ratio_low"].get<double>(), row["ratio_high"].get<double>(), row["efficiency"].get<double>(),
-        row["gflops"].get<double>(), row["max_abs_error"].get<double>()));
-  };
-  bench::bench_attention(grid, emit, [] { return interrupted.load(); });
+// The command as it can be typed again, with the variables that choose instruction sets.
+std::string command_with_environment(const std::string& command) {
+  std::string text;
+  for (const char* name : {"MOH_BACKEND", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"}) {
+    if (const char* value = std::getenv(name)) text += fmt::format("{}={} ", name, value);
+  }
+  return text + command;
+}
+
+void write_markdown(const Context& context, const BenchOptions& options, const bench::Subject& subject,
+                    const std::vector<Json>& rows) {
+  std::string text = bench::markdown_report(command_with_environment(context.command), bench::machine_description(),
+                                            subject.columns, rows, /*with_title=*/!options.append);
+  if (options.append) text = io::read_file(options.markdown, std::int64_t{1} << 24) + text;
+  io::write_file(options.markdown, text);
+  context.say("wrote " + options.markdown);
+}
+
+int run_bench(const Context& context, BenchOptions options) {
+  const bench::Subject& subject = subject_of(options.subject);
+  options.run.seed = context.seed;
+  std::vector<Json> rows;
+  for (const bench::Case& c : bench::make_cases(subject, options.grid)) {
+    if (interrupted) break;
+    at::set_num_threads(static_cast<int>(c.threads));
+    rows.push_back(subject.run(c, options.run));
+    context.emit(rows.back());
+    if (rows.size() == 1) context.say(bench::text_header(subject.columns));
+    context.say(bench::text_row(subject.columns, rows.back()));
+  }
+  if (rows.empty()) return kInterruptedStatus;
+  const auto summaries = bench::summarise(rows);
+  const auto columns = bench::summary_columns(summaries);
+  context.say("\n" + bench::text_header(columns));
+  for (Json summary : summaries) {
+    context.say(bench::text_row(columns, summary));
+    summary["subject"] = "summary of " + options.subject;
+    if (options.summary) context.emit(summary);
+  }
+  if (!options.markdown.empty()) write_markdown(context, options, subject, rows);
   return interrupted ? kInterruptedStatus : 0;
+}
+
+// "heads 32; tokens 256,1024; ..." for the help text.
+std::string defaults_of(bench::Grid grid) {
+  std::string text;
+  auto visit = [&](std::string name, const auto& values, const char*) {
+    std::replace(name.begin(), name.end(), '_', '-');
+    if (values.empty() || name == "threads" || name == "kv-heads") return;
+    text += fmt::format(" --{} {}", name, fmt::join(values, ","));
+  };
+  grid.fields(visit);
+  return text;
+}
+
+std::string footer() {
+  std::string text = "Subjects, their rivals and defaults:";
+  for (const bench::Subject& subject : bench::subjects()) {
+    text += fmt::format("\n  {:<10} {}\n            {}", subject.name, subject.summary, defaults_of(subject.defaults));
+  }
+  return text +
+         "\nLists make grids. To force an instruction set on both sides, say AVX2:\n"
+         "  MOH_BACKEND=avx2 ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 moh bench ...";
 }
 
 const Registered registered{
     {"bench", "measure speed beside a rival in the same process", [](CLI::App& app, Context& context) -> Run {
-       auto grid = std::make_shared<bench::Grid>();
-       auto subject = std::make_shared<std::string>();
-       app.add_option("subject", *subject, "attention")->required()->check(CLI::IsMember({"attention"}));
-       add_list(app, "--heads", grid->heads, "query heads");
-       add_list(app, "--kv-heads", grid->kv_heads, "key/value heads (default: as many as heads)");
-       add_list(app, "--head-dim", grid->head_dim, "head size");
-       add_list(app, "--tokens", grid->tokens, "tokens");
-       add_list(app, "--batch", grid->batch, "sequences");
-       add_list(app, "--activated", grid->activated, "share of heads that a token uses, chosen at random");
-       add_list(app, "--causal", grid->causal, "yes, no");
-       add_list(app, "--dtype", grid->dtype, "fp32, bf16, fp16");
-       add_list(app, "--threads", grid->threads, "CPU threads (default: all cores)");
-       add_list(app, "--direction", grid->direction, "forward; both: forward and backward");
-       add_list(app, "--rival", grid->rival,
-                "torch_sdpa; authors_form: every head computed, then multiplied by its gate");
-       app.add_option("--seconds", grid->seconds, "time for each case");
-       return [grid, subject, &context] { return bench_attention(context, *grid); };
+       auto options = std::make_shared<BenchOptions>();
+       std::vector<std::string> names;
+       for (const bench::Subject& subject : bench::subjects()) names.emplace_back(subject.name);
+       app.add_option("subject", options->subject, fmt::format("{}", fmt::join(names, ", ")))
+           ->required()
+           ->check(CLI::IsMember(names));
+       auto visit = [&](std::string name, auto& values, const char* help) {
+         std::replace(name.begin(), name.end(), '_', '-');
+         app.add_option("--" + name + (name == "tokens" ? ",--cache" : ""), values, help)
+             ->delimiter(',')
+             ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+       };
+       options->grid.fields(visit);
+       app.add_option("--seconds", options->run.seconds, "time for each case");
+       app.add_option("--pairs", options->run.pairs, "timed pairs of runs for each case at least");
+       app.add_flag("--summary", options->summary, "with --json, a line for each geometric mean at the end");
+       app.add_option("--markdown", options->markdown, "write a file for bench/results");
+       app.add_flag("--append", options->append, "add to the file of --markdown instead of replacing it");
+       app.footer(footer());
+       return [options, &context] { return run_bench(context, *options); };
      }}};
 
 }  // namespace

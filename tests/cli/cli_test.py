@@ -123,16 +123,6 @@ class Cli(unittest.TestCase):
         self.fails(1, "did you mean `steps`", "train", "--preset", "llm-tiny", "--config", config, "--data", self.text, "--out",
                    self.folder / "none")
 
-    def test_bench_checks_and_compares(self):
-        rows = lines("bench", "attention", "--tokens", 64, "--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--activated",
-                     "1,0.5", "--causal", "yes,no", "--dtype", "fp32,bf16", "--direction", "forward,both", "--seconds", 0.01)
-        self.assertEqual(len(rows), 16)
-        keys = {"subject", "direction", "dtype", "batch", "heads", "kv_heads", "head_dim", "tokens", "causal", "activated",
-                "threads", "backend", "moh_ms", "rival", "rival_ms", "ratio", "efficiency", "max_abs_error"}
-        for row in rows:
-            self.assertLessEqual(keys, set(row))
-            self.assertGreater(row["moh_ms"], 0)
-
     def test_info_help_and_completion(self):
         info = lines("info")[-1]
         names = [backend["name"] for backend in info["backends"]]
