@@ -7,12 +7,14 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/vit_commands.h"
 #include "moh/models/llama.h"
 
 namespace moh::cli {
 namespace {
 
 struct Options {
+  std::string preset, weights = "auto";
   std::string in, out, router = "norm", straight_through = "selected";
   double activated = 0.75, beta = 0.01;
   std::optional<double> shared;
@@ -20,6 +22,8 @@ struct Options {
 };
 
 int convert(const Context& context, const Options& options) {
+  if (is_vit_checkpoint(options.in))
+    return convert_vit(context, options.in, options.out, options.preset, options.weights);
   models::LlamaConfig config = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json");
   io::NamedTensors tensors = io::load_tensors(options.in);
   const bool was_moh = config.moh.has_value();
@@ -72,8 +76,12 @@ int convert(const Context& context, const Options& options) {
 const Registered registered{
     {"convert", "turn a dense model folder into a MoH one", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
-       app.add_option("in", options->in, "dense Hugging Face LLaMA folder")->required();
+       app.add_option("in", options->in, "dense Hugging Face LLaMA folder, or a MoH-ViT checkpoint file")->required();
        app.add_option("out", options->out, "new MoH folder")->required();
+       app.add_option("--preset", options->preset,
+                      "configuration of a vision checkpoint (.pth, .safetensors) whose shapes leave it open");
+       app.add_option("--weights", options->weights, "which of a checkpoint's weights: ema, model, auto (ema if there)")
+           ->check(CLI::IsMember({"auto", "ema", "model"}));
        app.add_option("--activated", options->activated, "share of the heads that a token uses");
        app.add_option("--shared", options->shared,
                       "share of all heads that are always on (default: all active heads but a quarter of all)");

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
 #include "moh/eval/perplexity.h"
 #include "moh/ops/autocast.h"
@@ -15,9 +16,11 @@ namespace {
 struct Options {
   std::string model, data;
   eval::PerplexityOptions perplexity;
+  std::int64_t images = 64;
 };
 
 int run_eval(const Context& context, const Options& options) {
+  if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.images);
   models::Llama model = models::Llama::load(options.model, at::kFloat);
   model.to(context.torch_device());
   const auto tokenizer = io::load_tokenizer(options.model);
@@ -52,6 +55,7 @@ const Registered registered{
        app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids")->required();
        app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
+       app.add_option("--images", options->images, "pictures at a time, for a vision transformer");
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        return [options, &context] { return run_eval(context, *options); };
      }}};

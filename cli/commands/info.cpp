@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "moh/kernels/backend.h"
 #include "moh/models/llama_config.h"
+#include "moh/models/vit_config.h"
 
 namespace moh::cli {
 namespace {
@@ -42,7 +43,9 @@ int info(const Context& context) {
   }
   std::sort(operators.begin(), operators.end());
   line["operators"] = operators;
-  line["presets"] = models::llama_presets();
+  std::vector<std::string> presets = models::llama_presets();
+  for (const std::string& preset : models::vit_presets()) presets.push_back(preset);
+  line["presets"] = presets;
   context.emit(line);
   if (context.json) return 0;
 
@@ -60,7 +63,7 @@ int info(const Context& context) {
   context.say("\noperators (torch.ops.moh):");
   for (const auto& schema : operators) context.say("  " + schema.get<std::string>());
   context.say("\npresets:");
-  for (const auto& preset : models::llama_presets()) context.say("  " + preset);
+  for (const auto& preset : presets) context.say("  " + preset);
   return 0;
 }
 

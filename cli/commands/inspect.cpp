@@ -5,10 +5,12 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/vit_commands.h"
 #include "cli/report/report.h"
 #include "moh/eval/head_load.h"
 #include "moh/io/files.h"
 #include "moh/models/llama_cost.h"
+#include "moh/models/vit_config.h"
 
 namespace moh::cli {
 namespace {
@@ -37,6 +39,9 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
 }
 
 int inspect(const Context& context, const Options& options) {
+  if (is_vit_folder(options.model) || models::is_vit_preset(options.model)) {
+    return inspect_vit(context, options.model, options.data, options.html);
+  }
   const bool is_folder = std::filesystem::is_directory(options.model);
   const models::LlamaConfig config =
       is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json")

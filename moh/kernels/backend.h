@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "moh/kernels/aggregated_attention.h"
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/projection.h"
 
@@ -32,6 +33,8 @@ struct Backend {
   void (*project_heads)(const ProjectionParams& params);
   void (*combine_heads)(const ProjectionParams& params);
   void (*weight_gradient)(const ProjectionParams& params);
+  void (*aggregated_forward)(const AggregatedAttentionParams& params);
+  void (*aggregated_backward)(const AggregatedAttentionParams& params);
 };
 
 // avx512, avx2, portable, reference.

@@ -10,6 +10,7 @@
 
 #include "moh/io/checkpoint.h"
 #include "moh/models/llama_config.h"
+#include "moh/models/parameter.h"
 #include "moh/ops/routing.h"
 
 namespace moh::models {
@@ -36,12 +37,6 @@ struct LlamaOutput {
   at::Tensor last_hidden;             // [B, T, C] after the final norm
   std::vector<ops::Routing> routing;  // one per layer of a MoH model (all-shared layers have empty indices)
   at::Tensor load_balance_loss;       // mean over the layers that route, without beta; undefined if none does
-};
-
-struct ParameterSpec {
-  std::string name;
-  std::vector<std::int64_t> shape;
-  bool decays;  // weight decay applies: matrices, not norms and biases
 };
 
 // Every tensor of the model, in the order in which it is saved. lm_head is absent when embeddings are tied.

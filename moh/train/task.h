@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moh/io/checkpoint.h"
@@ -18,10 +19,14 @@ struct BatchLoss {
   std::optional<double> distill_loss;
   double active_heads = 1;  // share measured on this batch
   std::int64_t items = 0;   // tokens or images
+  std::vector<std::pair<std::string, double>> extra;  // what else the log shall say, by name
 };
 
 struct Validation {
-  double loss = 0, perplexity = 0, active_heads = 1;
+  double loss = 0;
+  std::optional<double> perplexity = {};  // of language
+  double active_heads = 1;
+  std::vector<std::pair<std::string, double>> scores = {};  // logged as valid_NAME
 };
 
 class Task {

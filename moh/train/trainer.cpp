@@ -60,6 +60,7 @@ void check_train_config(const TrainConfig& config) {
   at_least("sequence", config.sequence, 1);
   at_least("accumulate", config.accumulate, 1);
   at_least("warmup", config.warmup, 0);
+  at_least("epoch_steps", config.epoch_steps, 0);
   at_least("keep", config.keep, 1);
   at_least("log_every", config.log_every, 1);
   at_least("validate_every", config.validate_every, 0);
@@ -94,7 +95,7 @@ struct Trainer::Impl {
         folder(std::move(out)),
         listener(std::move(heard)),
         optimizer(task.parameters(), task.decays(), {config.beta1, config.beta2, config.eps, config.weight_decay}),
-        schedule{config.lr, config.final_lr, config.warmup, config.steps},
+        schedule{config.lr, config.final_lr, config.warmup, config.steps, config.warmup_lr, config.epoch_steps},
         events((make_folder(folder), folder)) {}
 
   void open_log(bool append) {
@@ -157,6 +158,7 @@ struct Trainer::Impl {
       total.active_heads += loss.active_heads * weight;
       if (loss.distill_loss) total.distill_loss = total.distill_loss.value_or(0) + *loss.distill_loss * weight;
       total.items += loss.items;
+      total.extra = std::move(loss.extra);
     }
     gradient_norm = optimizer.clip_gradients(config.clip);
     MOH_CHECK(std::isfinite(gradient_norm), "[train] the gradient of step ", step + 1,
@@ -180,7 +182,8 @@ struct Trainer::Impl {
     const auto validation = task.validate();
     if (!validation) return;
     line["valid_loss"] = validation->loss;
-    line["valid_perplexity"] = validation->perplexity;
+    if (validation->perplexity) line["valid_perplexity"] = *validation->perplexity;
+    for (const auto& [name, value] : validation->scores) line["valid_" + name] = value;
   }
 
   bool run(const std::atomic<bool>& stop) {
@@ -225,6 +228,7 @@ struct Trainer::Impl {
         line["grad_norm"] = gradient_norm;
         line[task.unit() + "_per_second"] = rate;
         line["active_heads"] = loss.active_heads;
+        for (const auto& [name, value] : loss.extra) line[name] = value;
         if (due(config.validate_every)) add_validation(line);
         write_log(line);
         since = Clock::now();

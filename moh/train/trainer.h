@@ -17,6 +17,8 @@ namespace moh::train {
 struct TrainConfig {
   std::int64_t steps = 1000, batch = 16, sequence = 512, accumulate = 1, warmup = 50;
   double lr = 3e-4, final_lr = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
+  double warmup_lr = 1e-7;
+  std::int64_t epoch_steps = 0;
   std::string dtype = "fp32";
   std::int64_t seed = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
 
@@ -28,7 +30,9 @@ struct TrainConfig {
     visit("accumulate", accumulate, "parts that a batch is computed in, to save memory");
     visit("lr", lr, "peak learning rate");
     visit("final_lr", final_lr, "learning rate of the last step as a share of the peak (cosine)");
-    visit("warmup", warmup, "steps of linear warm-up from 1e-7");
+    visit("warmup", warmup, "steps of linear warm-up");
+    visit("warmup_lr", warmup_lr, "learning rate that warm-up begins at");
+    visit("epoch_steps", epoch_steps, "steps of an epoch through which the learning rate stays; 0: it moves every step");
     visit("beta1", beta1, "AdamW");
     visit("beta2", beta2, "AdamW");
     visit("eps", eps, "AdamW");

@@ -40,6 +40,13 @@ def cases():
         for transposed in (False, True):
             yield (moh.head_weight_gradient,
                    (torch.randn(2, 5, 4, 8, dtype=dtype), torch.randn(2, 5, 6, dtype=dtype), gates, transposed), {})
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):  # a 3 x 4 map, 2 pooled keys, a 3 x 3 window
+        rows = tuple(leaf(2, n, 3, 4, dtype=dtype) for n in (12, 12, 12, 2, 2))
+        tables = leaf(3, 4), (torch.rand(3) + 1).requires_grad_(), leaf(3, 9), leaf(3, 12, 2), leaf(3, 4, 9), leaf(3, 9)
+        inputs = *rows, gates_of(2, 12, 3), *tables, torch.rand(12) + 1, 3, 4, 3
+        yield moh.aggregated_attention, inputs, {}
+        detached = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in inputs)
+        yield moh.aggregated_attention_backward, (torch.randn(2, 12, 3, 4, dtype=dtype), *detached), {}
     yield moh.select_top_k, (torch.randn(3, 5), 2), {}
     x, wg, wg_1, wg_0 = leaf(2, 3, 6), leaf(5, 6), leaf(3, 6), leaf(2, 6)
     for form in ("paper", "authors"):

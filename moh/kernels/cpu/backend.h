@@ -2,16 +2,19 @@
 // each).
 #pragma once
 
+#include "moh/kernels/aggregated_attention.h"
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/projection.h"
 
-#define MOH_DECLARE_ISA(isa)                                  \
-  namespace moh::kernels::isa {                               \
-  void head_attention_forward(const HeadAttentionParams& p);  \
-  void head_attention_backward(const HeadAttentionParams& p); \
-  void project_heads(const ProjectionParams& p);              \
-  void combine_heads(const ProjectionParams& p);              \
-  void weight_gradient(const ProjectionParams& p);            \
+#define MOH_DECLARE_ISA(isa)                                              \
+  namespace moh::kernels::isa {                                           \
+  void head_attention_forward(const HeadAttentionParams& p);              \
+  void head_attention_backward(const HeadAttentionParams& p);             \
+  void project_heads(const ProjectionParams& p);                          \
+  void combine_heads(const ProjectionParams& p);                          \
+  void weight_gradient(const ProjectionParams& p);                        \
+  void aggregated_attention_forward(const AggregatedAttentionParams& p);  \
+  void aggregated_attention_backward(const AggregatedAttentionParams& p); \
   }
 
 MOH_DECLARE_ISA(portable)

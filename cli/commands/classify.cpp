@@ -1,0 +1,79 @@
+// moh classify MODEL IMAGE...: the likeliest classes of pictures.
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/commands/vit_commands.h"
+#include "moh/eval/image_classification.h"
+#include "moh/ops/autocast.h"
+
+namespace moh::cli {
+namespace {
+
+struct Options {
+  std::string model, seen;
+  std::vector<std::string> images;
+  std::int64_t top = 5;
+};
+
+int classify(const Context& context, const Options& options) {
+  MOH_CHECK(options.top > 0, "[classify] --top must be positive, got ", options.top);
+  MOH_CHECK(is_vit_folder(options.model), "[classify] ", options.model,
+            " is not a folder of a vision transformer (config.json with model_type moh-vit)");
+  models::Vit model = models::Vit::load(options.model, at::kFloat);
+  model.to(context.torch_device());
+  const models::VitConfig& config = model.config();
+  const auto format = eval::picture_format(config);
+  const c10::NoGradGuard no_grad;
+  std::size_t failed = 0;
+  for (const std::string& file : options.images) {
+    at::Tensor picture;
+    try {
+      const io::Image image = io::load_image(file);
+      picture = eval::picture_tensor(image, format);
+      if (!options.seen.empty()) io::save_png(options.seen, data::evaluation_picture(image, format));
+    } catch (const Error& error) {
+      if (options.images.size() == 1) throw;
+      context.say(fmt::format("{}: {}", file, error.what()));
+      ++failed;
+      continue;
+    }
+    const ops::Autocast autocast(ops::autocast_type(context.dtype), model.device().type());
+    const at::Tensor logits = model.forward({.images = picture.unsqueeze(0).to(model.device())}).logits;
+    const at::Tensor probabilities = at::softmax(logits[0], -1, at::kFloat).cpu();
+    const auto [values, places] = probabilities.topk(std::min(options.top, config.num_classes));
+    Json line = Json::object();
+    line["file"] = file;
+    line["top"] = Json::array();
+    std::string text;
+    for (std::int64_t i = 0; i < values.size(0); ++i) {
+      const auto place = places[i].item<std::int64_t>();
+      const std::string name = config.classes.empty() ? std::to_string(place) : config.classes[place];
+      const double probability = values[i].item<double>();
+      line["top"].push_back({{"class", name}, {"probability", probability}});
+      text += fmt::format("{}{} {:.1f} %", i > 0 ? ", " : "", name, 100 * probability);
+    }
+    context.emit(line);
+    if (!context.json) context.say(fmt::format("{}: {}", file, text));
+  }
+  MOH_CHECK(failed < options.images.size(), "[classify] none of the ", failed, " pictures could be read");
+  return 0;
+}
+
+const Registered registered{
+    {"classify", "classes of pictures, by a vision transformer", [](CLI::App& app, Context& context) -> Run {
+       auto options = std::make_shared<Options>();
+       app.add_option("model", options->model, "model folder")->required();
+       app.add_option("images", options->images, "JPEG or PNG files")
+           ->required()
+           ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+       app.add_option("--top", options->top, "classes to name");
+       app.add_option("--seen", options->seen, "write the last picture as the model sees it, a PNG file");
+       return [options, &context] { return classify(context, *options); };
+     }}};
+
+}  // namespace
+}  // namespace moh::cli

@@ -1,0 +1,151 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include "cli/commands/vit_commands.h"
+#include "cli/progress.h"
+#include "cli/report/report.h"
+#include "moh/eval/image_classification.h"
+#include "moh/io/files.h"
+#include "moh/models/vit_cost.h"
+#include "moh/ops/autocast.h"
+
+namespace moh::cli {
+namespace {
+
+void say_skipped(const Context& context, const std::vector<std::string>& skipped) {
+  if (skipped.empty()) return;
+  context.say(
+      fmt::format("{} pictures could not be read and were left out; the first: {}", skipped.size(), skipped[0]));
+}
+
+eval::ClassificationResult measure(const Context& context, const std::string& folder, const std::string& data,
+                                   std::int64_t batch, const char* name) {
+  models::Vit model = models::Vit::load(folder, at::kFloat);
+  model.to(context.torch_device());
+  const auto pictures = data::ImageFolder::open(data);
+  Progress progress(name);
+  auto result = eval::classify_folder(model, pictures, {.batch = batch, .autocast = ops::autocast_type(context.dtype)},
+                                      [&](double done) { progress.update(done); });
+  progress.finish();
+  say_skipped(context, result.skipped);
+  return result;
+}
+
+// Rows: classes; columns: the routed heads of the last routed layer, as in the paper's figure.
+Json load_section(const eval::ClassificationResult& result, const models::VitConfig& config, const std::string& data) {
+  Json values = Json::array(), rows = Json::array(), columns = Json::array();
+  for (std::size_t i = 0; i < result.head_load.size(); ++i) {
+    rows.push_back(config.classes.empty() ? std::to_string(i) : config.classes[i]);
+    values.push_back(result.head_load[i]);
+  }
+  for (std::size_t head = 0; head < result.head_load[0].size(); ++head) columns.push_back(std::to_string(head));
+  Json map = {{"type", "heatmap"},
+              {"title", "Share of tokens that select each routed head of " + result.head_load_layer},
+              {"x_label", "routed head"},
+              {"y_label", "class"},
+              {"x", columns},
+              {"y", rows},
+              {"values", values}};
+  return {{"heading", "Head load by class"},
+          {"text", fmt::format("Measured on {} pictures of {}.", result.images, data)},
+          {"items", {map}}};
+}
+
+}  // namespace
+
+bool is_vit_folder(const std::string& path) {
+  return std::filesystem::exists(path + "/config.json") && models::is_vit_config(io::load_config(path));
+}
+
+int eval_vit(const Context& context, const std::string& model, const std::string& data, std::int64_t batch) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto result = measure(context, model, data, batch, "eval");
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Json line = Json::object();
+  line["top1"] = result.top1;
+  line["top5"] = result.top5;
+  line["images"] = result.images;
+  line["loss"] = result.loss;
+  line["skipped"] = result.skipped.size();
+  line["active_heads"] = result.active_heads;
+  line["images_per_second"] = static_cast<double>(result.images) / seconds;
+  context.emit(line);
+  if (!context.json) {
+    context.say(fmt::format(
+        "top-1 {:.2f} %, top-5 {:.2f} % of {} images, {:.1f} % of the heads active, {:.1f} images/s", 100 * result.top1,
+        100 * result.top5, result.images, 100 * result.active_heads, static_cast<double>(result.images) / seconds));
+  }
+  return 0;
+}
+
+int inspect_vit(const Context& context, const std::string& model, const std::string& data, const std::string& html) {
+  const bool is_folder = std::filesystem::is_directory(model);
+  const models::VitConfig config =
+      is_folder ? models::parse_vit_config(io::load_config(model), model + "/config.json") : models::vit_preset(model);
+  const auto cost = models::vit_cost(config, config.image_size);
+  const std::int64_t tokens = config.map_size(0, config.image_size) * config.map_size(0, config.image_size);
+  Json line = Json::object();
+  line["model"] = model;
+  line["parameters"] = cost.parameters;
+  line["active_parameters"] = cost.active_parameters;
+  line["activated"] = config.activated_share();
+  line["flops_per_image"] = cost.flops;
+  line["dense_flops_per_image"] = cost.dense_flops;
+  line["flops_per_token"] = cost.flops / static_cast<double>(tokens);
+  line["kv_bytes_per_token"] = 0;  // nothing is cached
+  line["attention_share"] = cost.attention_share;
+  line["config"] = models::vit_config_json(config);
+  std::optional<eval::ClassificationResult> result;
+  if (!data.empty()) {
+    MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", model, "` is a preset");
+    result = measure(context, model, data, 64, "inspect");
+    line["top1"] = result->top1;
+    line["head_load"] = result->head_load;
+    line["head_load_layer"] = result->head_load_layer;
+    line["head_load_images"] = result->images;
+  }
+  context.emit(line);
+
+  const std::vector<std::pair<std::string, std::string>> facts = {
+      {"stages", std::to_string(config.embed_dims.size())},
+      {"image size", std::to_string(config.image_size)},
+      {"classes", std::to_string(config.num_classes)},
+      {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
+      {"parameters", std::to_string(cost.parameters)},
+      {"active parameters", std::to_string(cost.active_parameters)},
+      {"FLOPs an image",
+       fmt::format("{:.4g} (dense {:.4g}; query, attention and output projection are {:.1f} % of that)", cost.flops,
+                   cost.dense_flops, 100 * cost.attention_share)}};
+  if (!context.json) {
+    for (const auto& [name, value] : facts) context.say(fmt::format("{:<20} {}", name, value));
+    for (std::size_t i = 0; i < config.embed_dims.size(); ++i) {
+      context.say(fmt::format("stage {}: {} blocks of width {}, {} shared + {} of {} routed heads, {}", i + 1,
+                              config.depths[i], config.embed_dims[i], config.shared_heads(i), config.top_k(i),
+                              config.num_heads[i] - config.shared_heads(i),
+                              config.sr_ratios[i] > 1 ? "window and pooled keys" : "full attention"));
+    }
+    if (result) {
+      for (std::size_t i = 0; i < result->head_load.size(); ++i) {
+        std::string text = fmt::format("{:<20}", config.classes.empty() ? std::to_string(i) : config.classes[i]);
+        for (const double share : result->head_load[i]) text += fmt::format(" {:3.0f}", 100 * share);
+        context.say(text + " %");
+      }
+    }
+  }
+  if (!html.empty()) {
+    Json report = Json::object();
+    report["title"] = "Model " + model;
+    Json list = Json::array();
+    for (const auto& [name, value] : facts) list.push_back({{"name", name}, {"value", value}});
+    report["facts"] = list;
+    if (result && !result->head_load.empty()) report["sections"] = {load_section(*result, config, data)};
+    io::write_file(html, render_report(report));
+    context.say("wrote " + html);
+  }
+  return 0;
+}
+
+}  // namespace moh::cli

@@ -1,0 +1,77 @@
+// Fused aggregated attention, forward, on CPUs: normalisation, scores of window and pooled keys, one softmax, learned
+// tokens, values and gate. Only tokens that selected the head are computed. Read once: query rows that are used, keys
+// and values (packed part by part of the map); written once: out.
+#include "moh/kernels/cpu/aggregated_work.h"
+
+namespace moh::kernels::MOH_ISA {
+namespace {
+
+void clear_skipped(const AggregatedAttentionParams& p) {
+  constexpr int64_t kRowsAtOnce = 256;
+  const int64_t per_batch = (p.map() + kRowsAtOnce - 1) / kRowsAtOnce;
+  for_each_item(p.parallel, p.batch * per_batch, [&](int64_t item) {
+    const int64_t b = item / per_batch, begin = item % per_batch * kRowsAtOnce;
+    for (int64_t n = begin; n < min_of(begin + kRowsAtOnce, p.map()); ++n) {
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        if (p.gates[(b * p.map() + n) * p.num_heads + h] != 0) continue;
+        char* const out = row_at(p.out, p.dtype, b, n, h);
+        for (int64_t d = 0; d < p.head_dim; ++d)
+          memset(out + d * p.out.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void aggregated_attention_forward(const AggregatedAttentionParams& p) {
+  clear_skipped(p);
+  const RowLists lists(p.gates, p.batch, p.map(), p.num_heads, 0);
+  const Padded padded(p);
+  const int64_t heads = p.batch * p.num_heads, places = p.places();
+  const MapParts parts(p, heads);
+  int64_t next = 0;
+  const int workers = static_cast<int>(min_of(p.parallel.num_threads, heads * parts.count));
+  p.parallel(workers, [&](int) {
+    LocalKeys keys(p, parts, padded.dim);
+    PooledKeys pooled(p, padded);
+    LearnedTokens learned(p, padded);
+    Weights weights(p, padded);
+    const Buffer<float> sums(kMapBlock * padded.dim);
+    int64_t packed = -1;
+    for (;;) {
+      const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (item >= heads * parts.count) return;
+      const int64_t bh = item / parts.count, part = item % parts.count, b = bh / p.num_heads, h = bh % p.num_heads;
+      const int64_t begin = parts.begin(part), end = parts.end(part, p.height);
+      const PartRows mine(lists, bh, begin * p.width, end * p.width);
+      if (mine.count == 0) continue;
+      if (packed != bh) {
+        pooled.pack(p, padded, b, h, /*backward=*/false);
+        learned.pack(p, padded, h);
+        packed = bh;
+      }
+      keys.pack(p, b, h, begin, end, padded.dim);
+      for (int64_t first = 0; first < mine.count; first += kMapBlock) {
+        const int64_t count = min_of(kMapBlock, mine.count - first);
+        const int32_t* const rows = mine.rows + first;
+        weights.compute(p, padded, b, h, rows, count, keys, pooled, learned);
+        multiply(count, padded.dim, p.pooled, weights.pool.data, padded.pooled, 1, pooled.value.data, padded.dim,
+                 sums.data, padded.dim, false);
+        for (int64_t i = 0; i < count; ++i) {
+          float* const sum = &sums[i * padded.dim];
+          for (int64_t j = 0; j < places; ++j) {
+            const int64_t neighbour = weights.neighbour[i * places + j];
+            if (neighbour < 0) continue;
+            const float weight = weights.local[i * padded.places + j] + weights.learned[i * padded.places + j];
+            add_scaled(sum, weight, &keys.value[neighbour * padded.dim], padded.dim);
+          }
+          const float gate = p.gates[(b * p.map() + rows[i]) * p.num_heads + h];
+          write_row(row_at(p.out, p.dtype, b, rows[i], h), p.out.stride[3], sum, p.head_dim, p.dtype, gate);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace moh::kernels::MOH_ISA

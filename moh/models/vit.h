@@ -1,0 +1,98 @@
+// MoH-ViT: the paper's image classifier on the authors' tensor names, and its dense twin.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moh/io/checkpoint.h"
+#include "moh/layers/vit_attention.h"
+#include "moh/models/parameter.h"
+#include "moh/models/vit_config.h"
+#include "moh/ops/routing.h"
+
+namespace moh::models {
+
+struct VitInput {
+  at::Tensor images;      // [B, 3, height, width], normalised; any size
+  bool training = false;  // drop path, drawn from the default generator
+  // Step by step as the authors' PyTorch code: every head computed, then multiplied by its gate; convolutions on
+  // channels-first maps; position bias made anew each time. The same numbers, slower; to compare with.
+  bool authors_form = false;
+};
+
+struct VitOutput {
+  at::Tensor logits;    // [B, classes]
+  at::Tensor features;  // [B, C]: mean over the last stage's tokens, before the head
+  struct Layer {
+    std::string name;      // "block3.7.attn"
+    ops::Routing routing;  // gates undefined in a dense model
+  };
+  std::vector<Layer> layers;
+  std::vector<at::Tensor> layer_losses;  // load-balance loss of each layer that routes
+  at::Tensor load_balance_loss;          // their mean, without beta; undefined if none routes
+};
+
+// Every tensor of the model, in the order in which it is saved, with the authors' names and shapes.
+std::vector<ParameterSpec> vit_parameters(const VitConfig& config);
+
+class Vit {
+ public:
+  // Takes the tensors by name; an Error names what is missing, left over, or of the wrong shape. Position tables, which
+  // old checkpoints may carry, follow from the image size and are made anew.
+  Vit(VitConfig config, io::NamedTensors tensors);
+
+  // Random weights as the authors draw them; the same for the same seed.
+  static Vit initialize(const VitConfig& config, std::uint64_t seed);
+  // A folder with config.json and model.safetensors.
+  static Vit load(const std::string& folder, std::optional<at::ScalarType> dtype = std::nullopt);
+  // config.json and model.safetensors; the folder is made if need be.
+  void save(const std::string& folder) const;
+
+  VitOutput forward(const VitInput& input) const;
+
+  const VitConfig& config() const { return config_; }
+  VitConfig& mutable_config() { return config_; }
+  const io::NamedTensors& parameters() const { return parameters_; }
+  std::int64_t num_parameters() const;
+  at::Device device() const;
+  void to(at::Device device);
+  void set_requires_grad(bool requires_grad);
+
+  // What attention in a stage knows of a map of this size.
+  const layers::VitPlace& place(std::size_t stage, layers::MapSize map) const;
+
+ private:
+  struct Block {
+    std::string name;
+    at::Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias;
+    layers::VitAttentionWeights attention;
+    at::Tensor fc1_weight, fc1_bias, conv_weight, conv_bias, fc2_weight, fc2_bias;
+    double drop_path = 0;
+  };
+  struct Stage {
+    at::Tensor patch_weight, patch_bias, patch_norm_weight, patch_norm_bias, norm_weight, norm_bias;
+    std::vector<Block> blocks;
+  };
+  struct Cache;  // what follows from map sizes and, without gradients, from weights
+
+  void bind();
+  at::Tensor position_bias(const Block& block, const layers::VitPlace& place, bool reuse) const;
+  at::Tensor attend(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
+                    const VitInput& input, VitOutput& output) const;
+  at::Tensor mlp(const Block& block, const at::Tensor& x, layers::MapSize map, bool authors_form) const;
+
+  VitConfig config_;
+  io::NamedTensors parameters_;
+  std::vector<Stage> stages_;
+  at::Tensor head_weight_, head_bias_;
+  std::shared_ptr<Cache> cache_;
+};
+
+}  // namespace moh::models

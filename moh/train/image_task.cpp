@@ -1,0 +1,195 @@
+#include "moh/train/image_task.h"
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <numeric>
+
+#include "moh/base/error.h"
+#include "moh/data/ordered_loader.h"
+#include "moh/data/random.h"
+#include "moh/ops/autocast.h"
+
+namespace moh::train {
+
+using at::Tensor;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::uint64_t kOrderStream = 1, kPictureStream = 2, kMixStream = 3;  // of the seed
+
+struct Batch {
+  std::vector<float> pictures, targets;
+};
+
+}  // namespace
+
+// Batches made ahead by threads. Everything in a batch follows from its position alone.
+struct ImageTask::Loader {
+  const data::ImageFolder& folder;
+  const ImageTaskOptions& options;
+  data::PictureFormat format;
+  std::int64_t classes;
+  std::int64_t count = 0;  // pictures a batch
+  std::unique_ptr<data::OrderedLoader<Batch>> batches;
+  Clock::time_point since = Clock::now();
+  double paused = 0;  // seconds of validation, during which nobody takes
+
+  mutable std::mutex mutex;
+  std::map<std::int64_t, std::vector<std::int32_t>> orders;  // by epoch; the newest few
+  std::map<std::int64_t, std::string> broken;                // picture, its error
+
+  Loader(const data::ImageFolder& from, const ImageTaskOptions& with, const models::VitConfig& config)
+      : folder(from), options(with), format(eval::picture_format(config)), classes(config.num_classes) {}
+
+  std::int64_t size() const { return static_cast<std::int64_t>(folder.items.size()); }
+
+  std::int64_t picture_at(std::int64_t position) {
+    const std::int64_t epoch = position / size(), place = position % size() / options.augment.repeats;
+    const std::lock_guard lock(mutex);
+    auto& order = orders[epoch];
+    if (order.empty()) {
+      order.resize(folder.items.size());
+      std::iota(order.begin(), order.end(), 0);
+      data::Random random(options.seed + kOrderStream, static_cast<std::uint64_t>(epoch));
+      for (std::int64_t i = size() - 1; i > 0; --i) std::swap(order[i], order[random.below(i + 1)]);
+    }
+    const std::int64_t picture = order[place];
+    while (orders.size() > 2) orders.erase(orders.begin()->first == epoch ? --orders.end() : orders.begin());
+    return picture;
+  }
+
+  // The picture of a position, or the next one in the folder that can be read.
+  std::int64_t read(std::int64_t picture, io::Image& image) {
+    constexpr int kAttempts = 100;
+    for (int attempt = 0; attempt < kAttempts; ++attempt, picture = (picture + 1) % size()) {
+      {
+        const std::lock_guard lock(mutex);
+        if (broken.contains(picture)) continue;
+      }
+      try {
+        image = io::load_image(folder.items[picture].path);
+        return picture;
+      } catch (const Error& error) {
+        const std::lock_guard lock(mutex);
+        broken.emplace(picture, error.what());
+      }
+    }
+    const std::lock_guard lock(mutex);
+    fail("[train] ", kAttempts, " pictures one after another cannot be read; the last: ", broken.rbegin()->second);
+  }
+
+  Batch make(std::int64_t number) {
+    const std::int64_t pixels = 3 * format.size * format.size;
+    Batch batch;
+    batch.pictures.resize(static_cast<std::size_t>(count * pixels));
+    std::vector<std::int64_t> labels;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t position = number * count + i;
+      io::Image image;
+      const std::int64_t picture = read(picture_at(position), image);
+      data::Random random(options.seed + kPictureStream, static_cast<std::uint64_t>(position));
+      float* const to = batch.pictures.data() + i * pixels;
+      data::normalize_picture(data::training_picture(image, format, options.augment, random), format, to);
+      data::erase_rectangle(to, format.size, options.augment, random);
+      labels.push_back(folder.items[picture].label);
+    }
+    data::Random random(options.seed + kMixStream, static_cast<std::uint64_t>(number));
+    const data::Mix mix = data::draw_mix(options.augment, format.size, random);
+    data::mix_batch(batch.pictures.data(), count, format.size, mix);
+    batch.targets = data::mixed_targets(labels, classes, mix, options.augment.label_smoothing);
+    return batch;
+  }
+
+  Batch take(std::int64_t position, std::int64_t wanted) {
+    MOH_CHECK(position % wanted == 0, "[train] a batch of ", wanted, " cannot begin at picture ", position);
+    if (!batches || count != wanted || batches->next() != position / wanted) {
+      batches.reset();
+      count = wanted;
+      batches = std::make_unique<data::OrderedLoader<Batch>>([this](std::int64_t number) { return make(number); },
+                                                             position / wanted, options.workers, options.workers + 1);
+      since = Clock::now();
+      paused = 0;
+    }
+    return batches->take();
+  }
+
+  // Share of the time so far that training waited for pictures.
+  double waiting_share() const {
+    const double elapsed = std::chrono::duration<double>(Clock::now() - since).count() - paused;
+    return batches && elapsed > 0 ? batches->waited() / elapsed : 0;
+  }
+};
+
+ImageTask::ImageTask(models::Vit model, data::ImageFolder train, std::optional<data::ImageFolder> valid,
+                     ImageTaskOptions options)
+    : model_(std::move(model)), train_(std::move(train)), valid_(std::move(valid)), options_(std::move(options)) {
+  data::check_augment_config(options_.augment);
+  eval::check_classes(model_.config(), train_);
+  if (valid_) eval::check_classes(model_.config(), *valid_);
+  model_.set_requires_grad(true);
+  loader_ = std::make_unique<Loader>(train_, options_, model_.config());
+}
+
+ImageTask::~ImageTask() = default;
+
+std::vector<bool> ImageTask::decays() const {
+  std::vector<bool> decays;
+  for (const auto& spec : models::vit_parameters(model_.config())) decays.push_back(spec.decays);
+  return decays;
+}
+
+std::int64_t ImageTask::picture_at(std::int64_t position) { return loader_->picture_at(position); }
+
+std::vector<std::string> ImageTask::skipped() const {
+  const std::lock_guard lock(loader_->mutex);
+  std::vector<std::string> errors;
+  for (const auto& [picture, error] : loader_->broken) errors.push_back(error);
+  return errors;
+}
+
+BatchLoss ImageTask::loss(std::int64_t position, std::int64_t count) {
+  Batch batch = loader_->take(position, count);
+  const std::int64_t size = model_.config().image_size;
+  const Tensor images = at::from_blob(batch.pictures.data(), {count, 3, size, size}, at::kFloat).to(model_.device());
+  const Tensor targets =
+      at::from_blob(batch.targets.data(), {count, model_.config().num_classes}, at::kFloat).to(model_.device());
+  const ops::Autocast autocast(options_.autocast, model_.device().type());
+  const auto output = model_.forward({.images = images, .training = true});
+  const Tensor cross_entropy = -(targets * at::log_softmax(output.logits, -1, /*dtype=*/at::kFloat)).sum(-1).mean();
+
+  BatchLoss result;
+  result.items = count;
+  result.loss = cross_entropy.item<double>();
+  result.active_heads = eval::active_share(output);
+  result.objective = cross_entropy;
+  if (output.load_balance_loss.defined()) {
+    result.load_balance_loss = output.load_balance_loss.item<double>();
+    result.objective = result.objective + output.load_balance_loss * model_.config().moh->beta;
+  }
+  const std::lock_guard lock(loader_->mutex);
+  result.extra.emplace_back("loader_share", loader_->waiting_share());
+  if (!loader_->broken.empty()) result.extra.emplace_back("skipped", static_cast<double>(loader_->broken.size()));
+  return result;
+}
+
+std::optional<Validation> ImageTask::validate() {
+  if (!valid_) return std::nullopt;
+  const auto start = Clock::now();
+  const auto result = eval::classify_folder(
+      model_, *valid_,
+      {.max_images = options_.valid_images, .workers = options_.workers, .autocast = options_.autocast});
+  loader_->paused += std::chrono::duration<double>(Clock::now() - start).count();
+  Validation validation;
+  validation.loss = result.loss;
+  validation.active_heads = result.active_heads;
+  validation.scores = {{"top1", result.top1}, {"top5", result.top5}};
+  return validation;
+}
+
+void ImageTask::save_model(const std::string& folder) const { model_.save(folder); }
+
+}  // namespace moh::train
