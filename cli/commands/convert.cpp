@@ -8,6 +8,9 @@
 
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
+#include "cli/progress.h"
+#include "moh/io/tokenizer.h"
+#include "moh/models/conversion.h"
 #include "moh/models/llama.h"
 
 namespace moh::cli {
@@ -15,49 +18,119 @@ namespace {
 
 struct Options {
   std::string preset, weights = "auto";
-  std::string in, out, router = "norm", straight_through = "selected";
+  std::string in, out, router = "norm", straight_through = "selected", select = "head", shared_by = "first";
+  std::string budget = "uniform", data;
+  bool fit_router = false;
   double activated = 0.75, beta = 0.01;
   std::optional<double> shared;
   std::optional<std::int64_t> top_k;
+  models::Calibration calibration;
 };
 
-int convert(const Context& context, const Options& options) {
-  if (is_vit_checkpoint(options.in))
-    return convert_vit(context, options.in, options.out, options.preset, options.weights);
-  models::LlamaConfig config = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json");
-  io::NamedTensors tensors = io::load_tensors(options.in);
-  const bool was_moh = config.moh.has_value();
-  if (was_moh) {
-    // An official MoH folder becomes one that says so in config.json; its weights and heads stay.
-    config.source.erase("auto_map");
-  } else {
-    config.moh = models::make_moh_config(config.num_hidden_layers, config.num_attention_heads, options.activated,
-                                         options.shared, options.top_k, options.router);
-    config.moh->beta = options.beta;
-    config.moh->straight_through = options.straight_through;
-    if (options.router == "two-stage") {
-      // In the authors' form uniform scores make every gate 1, so small random routers start near the dense model.
-      config.moh->gates = "authors";
-      const at::Generator generator = at::detail::createCPUGenerator(context.seed);
-      for (const auto& spec : models::llama_parameters(config)) {
-        if (spec.name.find("self_attn.wg") == std::string::npos) continue;
-        at::Tensor weight = at::empty(spec.shape, at::TensorOptions(at::kFloat));
-        weight.normal_(0.0, config.initializer_range, generator);
-        tensors.emplace_back(spec.name, weight.to(tensors.front().second.scalar_type()));
-      }
+bool needs_text(const Options& options) {
+  return options.shared_by == "importance" || options.budget == "global" || options.fit_router;
+}
+
+// The routers' matrices of a two-stage model: random, or as calibration fits wg.
+void add_routers(const Context& context, const Options& options, const models::LlamaConfig& config,
+                 const models::HeadStatistics& statistics, io::NamedTensors& tensors) {
+  const at::ScalarType dtype = tensors.front().second.scalar_type();
+  const at::Generator generator = at::detail::createCPUGenerator(context.seed);
+  for (const auto& spec : models::llama_parameters(config)) {
+    const auto router = spec.name.find("self_attn.wg");
+    if (router == std::string::npos) continue;
+    at::Tensor weight = at::empty(spec.shape, at::TensorOptions(at::kFloat));
+    weight.normal_(0.0, config.initializer_range, generator);
+    if (options.fit_router) {
+      const std::string layer = spec.name.substr(std::string("model.layers.").size());
+      weight = spec.name.ends_with(".wg.weight") ? models::fit_router(config, std::stoll(layer), statistics)
+                                                 : at::zeros_like(weight);
     }
+    tensors.emplace_back(spec.name, weight.to(dtype));
   }
+}
+
+// How many heads, which of them are shared, and what the router should look at: as asked for.
+models::Llama make_moh(const Context& context, const Options& options, models::LlamaConfig config,
+                       io::NamedTensors tensors) {
+  const std::int64_t heads = config.num_attention_heads;
+  const std::int64_t group = options.select == "kv-group" ? heads / config.num_key_value_heads : 1;
+  const auto division = [&](double activated) {
+    return models::make_moh_config(config.num_hidden_layers, heads, activated, options.shared, options.top_k,
+                                   options.router, group);
+  };
+  config.moh = division(options.activated);
+  config.moh->select = options.select;
+  config.moh->beta = options.beta;
+  config.moh->straight_through = options.straight_through;
+  // In the authors' form uniform scores make every gate 1, so a new router starts near the dense model.
+  if (options.router == "two-stage") config.moh->gates = "authors";
+
+  models::HeadStatistics statistics;
+  std::optional<data::TokenStream> text;
+  models::Calibration calibration = options.calibration;
+  if (needs_text(options)) {
+    MOH_CHECK(!options.data.empty(),
+              "[convert] --shared-by importance, --budget global and --fit-router measure heads "
+              "on text: name it by --data");
+    const auto tokenizer = io::load_tokenizer(options.in);
+    text = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
+    calibration.text = &*text;
+    models::LlamaConfig dense = config;
+    dense.moh.reset();
+    for (auto& [name, tensor] : tensors) tensor = tensor.clone();  // out of the mapped file: calibration may scale them
+    models::Llama model(dense, tensors);
+    context.say(fmt::format("measuring the heads on {} windows of {}", calibration.windows, options.data));
+    statistics = models::measure_heads(model, config, calibration);
+    if (options.shared_by == "importance") config.moh->head_order = models::importance_order(statistics, group);
+    if (options.fit_router && options.router == "norm") models::calibrate_router(model, config, statistics);
+  }
+  if (options.budget == "global") {
+    MOH_CHECK(options.router == "norm",
+              "[convert] --budget global measures the heads that the router chooses, and a "
+              "two-stage router has to be trained first; use --router norm");
+    io::NamedTensors fp32;
+    for (const auto& [name, tensor] : tensors) fp32.emplace_back(name, tensor.to(at::kFloat));
+    models::Llama model(config, std::move(fp32));
+    Progress progress("convert");
+    const std::int64_t shared = config.moh->shared_heads[0];
+    const auto shared_of = [&](std::int64_t active) {
+      if (options.top_k) return active - std::min(active, *options.top_k);
+      if (options.shared) return std::min(active, shared);
+      return division(static_cast<double>(active) / static_cast<double>(heads)).shared_heads[0];
+    };
+    models::budget_heads(model, options.activated, shared_of, calibration, [&](double done) { progress.update(done); });
+    progress.finish();
+    config.moh = model.config().moh;
+  }
+  if (options.router == "two-stage") add_routers(context, options, config, statistics, tensors);
   models::check_llama_config(config, "convert");
+  return models::Llama(config, std::move(tensors));
+}
+
+int convert(const Context& context, const Options& options) {
+  if (is_vit_checkpoint(options.in)) {
+    return convert_vit(context, options.in, options.out, options.preset, options.weights);
+  }
+  models::LlamaConfig dense = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json");
   MOH_CHECK(!std::filesystem::exists(options.out + "/model.safetensors"), "[convert] ", options.out,
             " holds a model already; choose another folder");
-  const models::Llama model(config, std::move(tensors));
+  const bool was_moh = dense.moh.has_value();
+  // An official MoH folder becomes one that says so in config.json; its weights and heads stay.
+  if (was_moh) dense.source.erase("auto_map");
+  io::NamedTensors tensors = io::load_tensors(options.in);
+  const models::Llama model =
+      was_moh ? models::Llama(dense, std::move(tensors)) : make_moh(context, options, dense, std::move(tensors));
   model.save(options.out);
   io::copy_companions(options.in, options.out);
 
+  const models::LlamaConfig& config = model.config();
   Json layers = Json::array();
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    layers.push_back(
-        {{"heads", config.num_attention_heads}, {"shared_heads", config.shared_heads(i)}, {"top_k", config.top_k(i)}});
+    Json layer = {
+        {"heads", config.num_attention_heads}, {"shared_heads", config.shared_heads(i)}, {"top_k", config.top_k(i)}};
+    if (!config.moh->head_order.empty()) layer["head_order"] = config.moh->head_order[i];
+    layers.push_back(layer);
   }
   Json line = Json::object();
   line["parameters"] = model.num_parameters();
@@ -92,6 +165,24 @@ const Registered registered{
        app.add_option("--straight-through", options->straight_through,
                       "scores that get a gradient: selected heads', all (at the price of computing all heads), none")
            ->check(CLI::IsMember({"selected", "all", "none"}));
+       app.add_option("--select", options->select,
+                      "what the router takes or leaves: head, or kv-group: all query heads of a KV head together")
+           ->check(CLI::IsMember({"head", "kv-group"}));
+       app.add_option("--shared-by", options->shared_by,
+                      "shared heads: first, or importance: those whose gates the loss on --data depends on most")
+           ->check(CLI::IsMember({"first", "importance"}));
+       app.add_option(
+              "--budget", options->budget,
+              "uniform: the same number of heads in every layer; global: more where the loss on --data needs them")
+           ->check(CLI::IsMember({"uniform", "global"}));
+       app.add_flag(
+           "--fit-router", options->fit_router,
+           "router that begins with the importance of heads on --data: norm: queries and keys are scaled against "
+           "each other, which leaves attention as it is; two-stage: fitted instead of random");
+       app.add_option("--data", options->data, "calibration text or token ids for these");
+       app.add_option("--calibration-windows", options->calibration.windows, "windows of --data that are read");
+       app.add_option("--calibration-sequence", options->calibration.sequence,
+                      "tokens of such a window; 0: the model's context, at most 512");
        return [options, &context] { return convert(context, *options); };
      }}};
 

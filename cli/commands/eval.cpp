@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
+#include "cli/run_time_heads.h"
 #include "moh/eval/perplexity.h"
 #include "moh/ops/autocast.h"
 
@@ -17,12 +18,14 @@ struct Options {
   std::string model, data;
   eval::PerplexityOptions perplexity;
   std::int64_t images = 64;
+  RunTimeHeads heads;
 };
 
 int run_eval(const Context& context, const Options& options) {
   if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.images);
   models::Llama model = models::Llama::load(options.model, at::kFloat);
   model.to(context.torch_device());
+  options.heads.apply(model.mutable_config());
   const auto tokenizer = io::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
   eval::PerplexityOptions perplexity = options.perplexity;
@@ -57,6 +60,7 @@ const Registered registered{
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
        app.add_option("--images", options->images, "pictures at a time, for a vision transformer");
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
+       options->heads.add_options(app, "--top-k,--moh-top-k");
        return [options, &context] { return run_eval(context, *options); };
      }}};
 

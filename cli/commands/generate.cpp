@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/run_time_heads.h"
 #include "moh/io/tokenizer.h"
 #include "moh/ops/autocast.h"
 
@@ -19,6 +20,7 @@ struct Options {
   std::vector<std::string> stop;
   generate::SamplingOptions sampling;
   bool ignore_eos = false;
+  RunTimeHeads heads;
 };
 
 // The first place in `text` where a stop string begins, or npos.
@@ -32,6 +34,7 @@ int run_generate(const Context& context, Options options) {
   const at::ScalarType dtype = ops::autocast_type(context.dtype).value_or(at::kFloat);
   models::Llama model = models::Llama::load(options.model, dtype);
   model.to(context.torch_device());
+  options.heads.apply(model.mutable_config());
   const auto tokenizer = io::load_tokenizer(options.model);
   options.sampling.seed = context.seed;
   std::vector<std::int64_t> prompt;
@@ -107,6 +110,7 @@ const Registered registered{
            ->allow_extra_args(false)
            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_flag("--ignore-eos", options->ignore_eos, "do not stop at an end token");
+       options->heads.add_options(app, "--moh-top-k");
        return [options, &context] { return run_generate(context, *options); };
      }}};
 

@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/report/report.h"
+#include "cli/run_time_heads.h"
 #include "moh/eval/head_load.h"
 #include "moh/io/files.h"
 #include "moh/models/llama_cost.h"
@@ -18,6 +19,7 @@ namespace {
 struct Options {
   std::string model, data, html;
   std::int64_t sequence = 0, max_windows = 16;
+  RunTimeHeads heads;
 };
 
 // Rows of the head-load picture; shared heads are null, which the report draws apart.
@@ -28,7 +30,7 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
     rows.push_back(fmt::format("layer {}", layer));
     Json row = Json::array();
     for (std::int64_t head = 0; head < config.num_attention_heads; ++head) {
-      row.push_back(head < config.shared_heads(layer) ? Json(nullptr) : Json(load.share[layer][head]));
+      row.push_back(config.is_shared(layer, head) ? Json(nullptr) : Json(load.share[layer][head]));
     }
     values.push_back(row);
   }
@@ -43,9 +45,10 @@ int inspect(const Context& context, const Options& options) {
     return inspect_vit(context, options.model, options.data, options.html);
   }
   const bool is_folder = std::filesystem::is_directory(options.model);
-  const models::LlamaConfig config =
+  models::LlamaConfig config =
       is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json")
                 : models::llama_preset(options.model);
+  options.heads.apply(config);
   const std::int64_t positions = options.sequence > 0 ? options.sequence : config.max_position_embeddings;
   const auto cost = models::llama_cost(config, positions, context.dtype == "fp32" ? 4 : 2);
   Json line = Json::object();
@@ -63,7 +66,8 @@ int inspect(const Context& context, const Options& options) {
   std::optional<eval::HeadLoad> load;
   if (!options.data.empty()) {
     MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", options.model, "` is a preset");
-    const models::Llama model = models::Llama::load(options.model, at::kFloat);
+    models::Llama model = models::Llama::load(options.model, at::kFloat);
+    options.heads.apply(model.mutable_config());
     const auto tokenizer = io::load_tokenizer(options.model);
     const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
     load = eval::head_load(model, stream, options.sequence, options.max_windows);
@@ -125,6 +129,7 @@ const Registered registered{
        app.add_option("--data", options->data, "measure the head load on this text or token file");
        app.add_option("--sequence", options->sequence, "tokens of context; 0: the model's");
        app.add_option("--max-windows", options->max_windows, "windows of --data at most");
+       options->heads.add_options(app, "--top-k,--moh-top-k");
        app.add_option("--html", options->html, "write a report");
        return [options, &context] { return inspect(context, *options); };
      }}};

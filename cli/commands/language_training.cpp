@@ -147,6 +147,9 @@ int train(const Context& context, const Options& options, bool from_preset) {
   task_options.seed = static_cast<std::uint64_t>(config.seed);
   task_options.autocast = ops::autocast_type(config.dtype);
   task_options.distill_weight = run.distill_weight;
+  task_options.distill_hidden = run.distill_hidden;
+  task_options.random_share_min = run.random_share_min;
+  task_options.random_share_max = run.random_share_max;
   task_options.valid_windows = run.valid_windows;
   task_options.companions = tokenizer_folder;
   train::LanguageTask task(std::move(model), std::move(stream), std::move(valid), std::move(teacher), task_options);
@@ -197,7 +200,7 @@ Run setup_language_training(CLI::App& app, Context& context, bool from_preset) {
         "model", [options](const std::string& folder) { options->given_run["model"] = folder; },
         "model folder, dense or MoH");
   } else {
-    leave_out.insert(leave_out.end(), {"distill", "distill_weight"});
+    leave_out.insert(leave_out.end(), {"distill", "distill_weight", "distill_hidden"});
   }
   add_fields<LanguageRun>(app, "run", options->given_run, leave_out);
   add_fields<train::TrainConfig>(app, "train", options->given_train);

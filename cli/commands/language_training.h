@@ -13,7 +13,8 @@ namespace moh::cli {
 struct LanguageRun {
   std::string preset, model;  // `train` takes a preset, `tune` a model folder
   std::string data, valid, out, tokenizer, distill;
-  double distill_weight = 1.0, activated = 0.0;
+  double distill_weight = 1.0, distill_hidden = 0.0, activated = 0.0;
+  double random_share_min = 0.0, random_share_max = 1.0;
   std::int64_t valid_windows = 0;
 
   // What run.json holds, so that a resumed run needs no flag again.
@@ -27,6 +28,13 @@ struct LanguageRun {
     visit("tokenizer", tokenizer, "folder with tokenizer.model; without one, text is read as bytes");
     visit("distill", distill, "dense model folder to distil from (KL divergence on logits)");
     visit("distill_weight", distill_weight, "share of the distillation loss, the rest is cross-entropy");
+    visit("distill_hidden", distill_hidden,
+          "weight of the distance of hidden states from the teacher's, relative to their size; 0: logits alone");
+    visit(
+        "random_share_min", random_share_min,
+        "every batch draws its share of active heads from here to random_share_max, so that one model serves all these "
+        "shares; 0: the model's own share throughout");
+    visit("random_share_max", random_share_max, "the largest of these shares");
     visit("activated", activated, "share of heads active, for a moh- preset (default 0.75)");
     visit("valid_windows", valid_windows, "validation windows; 0: all");
   }

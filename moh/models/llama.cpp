@@ -9,6 +9,7 @@
 
 #include "moh/base/error.h"
 #include "moh/layers/rope.h"
+#include "moh/models/llama_routing.h"
 #include "moh/ops/head_attention.h"
 #include "moh/ops/projection.h"
 
@@ -48,8 +49,9 @@ std::vector<ParameterSpec> llama_parameters(const LlamaConfig& config) {
     matrix(attention + "v_proj", kv_rows, hidden, config.attention_bias);
     matrix(attention + "o_proj", hidden, q_rows, config.attention_bias);
     if (config.moh && config.moh->router == "two-stage") {  // the matrices that each case needs: spec, section 1
-      const std::int64_t shared = config.shared_heads(layer), top_k = config.top_k(layer);
-      if (top_k > 0) matrix(attention + "wg", heads - shared, hidden);
+      const std::int64_t group = config.heads_per_choice();
+      const std::int64_t shared = config.shared_heads(layer) / group, top_k = config.top_k(layer) / group;
+      if (top_k > 0) matrix(attention + "wg", heads / group - shared, hidden);
       if (shared > 1) matrix(attention + "wg_1", shared, hidden);
       if (shared > 0 && top_k > 0) matrix(attention + "wg_0", 2, hidden);
     }
@@ -192,16 +194,17 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   // A trained router decides from x alone, before any query is computed: queries of unselected heads never are. The
   // norm router needs every query.
   optional<ops::Routing> routing;
-  const std::int64_t shared = config_.shared_heads(index), top_k = config_.top_k(index);
   if (config_.moh && config_.moh->router != "norm") {
-    routing = ops::route_two_stage(x, layer.wg, layer.wg_1, layer.wg_0, heads, shared, top_k, config_.moh->gates);
+    routing = route_layer(config_, index, x, {}, {layer.wg, layer.wg_1, layer.wg_0});
   }
   const Tensor plain_query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
                                      : split(at::linear(x, layer.q, layer.q_bias), heads);
   if (config_.moh && !routing) {
-    routing = ops::route_query_norm(plain_query, shared, top_k);
+    routing = route_layer(config_, index, x, plain_query, {});
     if (config_.moh->straight_through == "none") routing->gates = routing->gates.detach();
   }
+  if (input.leaf_gates && routing) routing->gates = routing->gates.detach().set_requires_grad(true);
+  if (input.keep_router_inputs) output.router_inputs.push_back({x, plain_query});
   const Tensor query = layers::apply_rope(plain_query, rope);
   Tensor key = layers::apply_rope(split(at::linear(x, layer.k, layer.k_bias), config_.num_key_value_heads), rope);
   Tensor value = split(at::linear(x, layer.v, layer.v_bias), config_.num_key_value_heads);
@@ -220,7 +223,7 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   }
   const MohConfig& moh = *config_.moh;
   const Tensor gates = routing->gates;
-  if (top_k > 0) {
+  if (moh.top_k[index] > 0) {
     balance_losses.push_back(ops::load_balance_loss(routing->probabilities, routing->indices, moh.balance));
   }
   output.routing.push_back(std::move(*routing));

@@ -29,14 +29,22 @@ struct LlamaInput {
   KvCache* cache = nullptr;                       // appended to
   bool last_only = false;                         // logits of the last token alone, [B, 1, V]
   bool keep_hidden = false;                       // record the input of every layer
+  bool keep_router_inputs = false;                // record what the routers see
+  bool leaf_gates = false;                        // gates are leaves: their gradient is theirs alone, not the router's
+};
+
+struct RouterInput {
+  at::Tensor input;  // [B, T, C], the attention's
+  at::Tensor query;  // [B, T, H, D] before RoPE
 };
 
 struct LlamaOutput {
-  at::Tensor logits;                  // [B, T, V]
-  std::vector<at::Tensor> hidden;     // per layer [B, T, C]; only with keep_hidden
-  at::Tensor last_hidden;             // [B, T, C] after the final norm
-  std::vector<ops::Routing> routing;  // one per layer of a MoH model (all-shared layers have empty indices)
-  at::Tensor load_balance_loss;       // mean over the layers that route, without beta; undefined if none does
+  at::Tensor logits;                       // [B, T, V]
+  std::vector<at::Tensor> hidden;          // per layer [B, T, C]; only with keep_hidden
+  std::vector<RouterInput> router_inputs;  // per layer; only with keep_router_inputs
+  at::Tensor last_hidden;                  // [B, T, C] after the final norm
+  std::vector<ops::Routing> routing;       // one per layer of a MoH model (all-shared layers have empty indices)
+  at::Tensor load_balance_loss;            // mean over the layers that route, without beta; undefined if none does
 };
 
 // Every tensor of the model, in the order in which it is saved. lm_head is absent when embeddings are tied.

@@ -44,7 +44,7 @@ Json per_layer_json(const std::vector<std::int64_t>& values) {
 
 MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string& where) {
   MOH_CHECK(json.is_object(), "[", where, "] `moh` must be an object, got ", json.type_name());
-  static const std::vector<std::string> known = {"router", "select", "shared_heads", "top_k",
+  static const std::vector<std::string> known = {"router", "select", "shared_heads", "top_k",           "head_order",
                                                  "beta",   "gates",  "balance",      "straight_through"};
   for (const auto& item : json.items()) {
     if (std::find(known.begin(), known.end(), item.key()) != known.end()) continue;
@@ -66,6 +66,17 @@ MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string
   read(json, "beta", moh.beta, where);
   moh.shared_heads = per_layer(json, "shared_heads", num_layers, where);
   moh.top_k = per_layer(json, "top_k", num_layers, where);
+  if (const auto order = json.find("head_order"); order != json.end() && !order->is_null()) {
+    const auto is_integer = [](const Json& value) { return value.is_number_integer(); };
+    MOH_CHECK(order->is_array() && std::all_of(order->begin(), order->end(),
+                                               [&](const Json& layer) {
+                                                 return layer.is_array() &&
+                                                        std::all_of(layer.begin(), layer.end(), is_integer);
+                                               }),
+              "[", where, "] `moh.head_order` must be one list of head numbers per layer, got ",
+              order->dump().substr(0, 80));
+    moh.head_order = order->get<std::vector<std::vector<std::int64_t>>>();
+  }
   return moh;
 }
 
@@ -94,12 +105,40 @@ bool is_authors_moh_llama(const Json& json) {
   return model != map->end() && model->is_string() && model->get<std::string>() == "modeling_llama.LlamaForCausalLM";
 }
 
+// Every layer's order names every head once and keeps together what is chosen together.
+void check_head_order(const LlamaConfig& config, const std::string& where) {
+  const auto& order = config.moh->head_order;
+  if (order.empty()) return;
+  MOH_CHECK(static_cast<std::int64_t>(order.size()) == config.num_hidden_layers, "[", where, "] `moh.head_order` has ",
+            order.size(), " entries, the model has ", config.num_hidden_layers, " layers");
+  const std::int64_t heads = config.num_attention_heads, group = config.heads_per_choice();
+  for (std::size_t layer = 0; layer < order.size(); ++layer) {
+    std::vector<std::int64_t> sorted = order[layer];
+    std::sort(sorted.begin(), sorted.end());
+    bool complete = static_cast<std::int64_t>(sorted.size()) == heads;
+    for (std::int64_t i = 0; complete && i < heads; ++i) complete = sorted[i] == i;
+    MOH_CHECK(complete, "[", where, "] `moh.head_order` of layer ", layer, " must name each of the heads 0..",
+              heads - 1, " once");
+    for (std::int64_t i = 0; i < heads; ++i) {
+      MOH_CHECK(order[layer][i] == order[layer][i - i % group] + i % group && order[layer][i - i % group] % group == 0,
+                "[", where, "] `moh.head_order` of layer ", layer,
+                " must keep the query heads of a KV head together (`moh.select` is kv-group)");
+    }
+  }
+}
+
 }  // namespace
 
 double LlamaConfig::activated_share() const {
   double active = 0;
   for (std::int64_t layer = 0; layer < num_hidden_layers; ++layer) active += shared_heads(layer) + top_k(layer);
   return active / static_cast<double>(num_hidden_layers * num_attention_heads);
+}
+
+bool LlamaConfig::is_shared(std::int64_t layer, std::int64_t head) const {
+  if (!moh || moh->head_order.empty()) return head < shared_heads(layer);
+  const auto& order = moh->head_order[layer];
+  return std::find(order.begin(), order.end(), head) - order.begin() < shared_heads(layer);
 }
 
 LlamaConfig parse_llama_config(const Json& json, const std::string& where) {
@@ -196,7 +235,7 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
     fail("[", where, "] `moh.", key, "` must be one of ", list, "; got `", value, "`");
   };
   one_of("router", moh.router, {"norm", "two-stage"});
-  one_of("select", moh.select, {"head"});
+  one_of("select", moh.select, {"head", "kv-group"});
   one_of("gates", moh.gates, {"paper", "authors"});
   one_of("balance", moh.balance, {"paper", "authors"});
   one_of("straight_through", moh.straight_through, {"selected", "all", "none"});
@@ -207,7 +246,12 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
     MOH_CHECK(top_k >= 0 && top_k <= config.num_attention_heads - shared, "[", where, "] `moh.top_k` of layer ", layer,
               " must be in 0..", config.num_attention_heads - shared, " (heads less shared heads), got ", top_k);
     MOH_CHECK(shared + top_k > 0, "[", where, "] layer ", layer, " has neither shared heads nor top_k");
+    const std::int64_t group = config.heads_per_choice();
+    MOH_CHECK(shared % group == 0 && top_k % group == 0, "[", where,
+              "] `moh.select` kv-group takes heads in groups of ", group, ", but layer ", layer, " has ", shared,
+              " shared heads and top_k ", top_k);
   }
+  check_head_order(config, where);
 }
 
 Json llama_config_json(const LlamaConfig& config) {
@@ -248,6 +292,7 @@ Json llama_config_json(const LlamaConfig& config) {
     object["select"] = moh.select;
     object["shared_heads"] = per_layer_json(moh.shared_heads);
     object["top_k"] = per_layer_json(moh.top_k);
+    if (!moh.head_order.empty()) object["head_order"] = moh.head_order;
     object["beta"] = moh.beta;
     object["gates"] = moh.gates;
     object["balance"] = moh.balance;
@@ -261,26 +306,33 @@ Json llama_config_json(const LlamaConfig& config) {
 
 MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, double activated,
                           std::optional<double> shared_share, std::optional<std::int64_t> top_k,
-                          const std::string& router) {
+                          const std::string& router, std::int64_t heads_per_choice) {
   MOH_CHECK(activated > 0 && activated <= 1, "[moh] activated must be in (0, 1], got ", activated);
   MOH_CHECK(!shared_share || (*shared_share >= 0 && *shared_share <= 1), "[moh] shared must be in 0..1, got ",
             shared_share.value_or(0));
-  const auto active = std::max<std::int64_t>(1, std::llround(activated * static_cast<double>(num_heads)));
+  MOH_CHECK(heads_per_choice > 0 && num_heads % heads_per_choice == 0, "[moh] ", num_heads,
+            " heads cannot be chosen in groups of ", heads_per_choice);
+  // In choices: single heads, or groups of them.
+  const std::int64_t all = num_heads / heads_per_choice;
+  const auto share_of_all = [&](double share) { return std::llround(share * static_cast<double>(all)); };
+  const auto active = std::max<std::int64_t>(1, share_of_all(activated));
   std::int64_t routed = 0;
   if (shared_share) {
-    routed = active - std::min<std::int64_t>(active, std::llround(*shared_share * static_cast<double>(num_heads)));
-  } else if (active < num_heads) {
-    routed = std::max<std::int64_t>(1, std::min(num_heads / 4, active / 2));
+    routed = active - std::min<std::int64_t>(active, share_of_all(*shared_share));
+  } else if (active < all) {
+    routed = std::max<std::int64_t>(1, std::min(all / 4, active / 2));
   }
   if (top_k) {
-    MOH_CHECK(*top_k >= 0 && *top_k <= active, "[moh] top_k must be in 0..", active, " (", active, " of ", num_heads,
-              " heads are active), got ", *top_k);
-    routed = *top_k;
+    MOH_CHECK(*top_k >= 0 && *top_k <= active * heads_per_choice && *top_k % heads_per_choice == 0,
+              "[moh] top_k must be in 0..", active * heads_per_choice, " (", active * heads_per_choice, " of ",
+              num_heads, " heads are active) in steps of ", heads_per_choice, ", got ", *top_k);
+    routed = *top_k / heads_per_choice;
   }
   MohConfig moh;
   moh.router = router;
-  moh.shared_heads.assign(num_layers, active - routed);
-  moh.top_k.assign(num_layers, routed);
+  if (heads_per_choice > 1) moh.select = "kv-group";
+  moh.shared_heads.assign(num_layers, (active - routed) * heads_per_choice);
+  moh.top_k.assign(num_layers, routed * heads_per_choice);
   return moh;
 }
 

@@ -11,12 +11,15 @@
 
 namespace moh::models {
 
-// What config.json holds under `moh`. shared_heads and top_k have one entry per layer; in the file a single number
-// stands for all layers. A layer with shared_heads + top_k == heads has every head active.
+// What config.json holds under `moh`. shared_heads and top_k count heads and have one entry per layer; in the file a
+// single number stands for all layers. A layer with shared_heads + top_k == heads has every head active.
 struct MohConfig {
   std::string router = "norm";  // "norm": parameter-free, by query norm; "two-stage": trained
-  std::string select = "head";  // what the router selects: single heads
+  // What the router selects: "head", or "kv-group", all query heads of one KV head together.
+  std::string select = "head";
   std::vector<std::int64_t> shared_heads, top_k;
+  // Per layer the heads in the router's order: the first shared_heads of them are shared. Empty: as they are numbered.
+  std::vector<std::vector<std::int64_t>> head_order;
   double beta = 0.01;             // weight of the load-balance loss
   std::string gates = "paper";    // two-stage gates: "paper" or "authors" (spec, section 1)
   std::string balance = "paper";  // scale of the load-balance loss: "paper" or "authors" (times E)
@@ -38,6 +41,11 @@ struct LlamaConfig {
 
   std::int64_t shared_heads(std::int64_t layer) const { return moh ? moh->shared_heads[layer] : num_attention_heads; }
   std::int64_t top_k(std::int64_t layer) const { return moh ? moh->top_k[layer] : 0; }
+  bool is_shared(std::int64_t layer, std::int64_t head) const;
+  // Heads that the router takes or leaves together.
+  std::int64_t heads_per_choice() const {
+    return moh && moh->select == "kv-group" ? num_attention_heads / num_key_value_heads : 1;
+  }
   // (shared + K) / heads over all layers; 1 for a dense model.
   double activated_share() const;
 };
@@ -53,10 +61,11 @@ void check_llama_config(const LlamaConfig& config, const std::string& where);
 // Shared heads and K, the same for every layer: round(activated * heads) are active. Of these `top_k` are routed if
 // given; else all but round(shared_share * heads) if that is given; else a quarter of all heads, at most half of the
 // active ones: 1/2 + 1/4 of the heads at 75 %, 1/4 + 1/4 at 50 % (the paper gives no division for language models and
-// advises that at least 40 % of the active heads be shared). Errors: shares out of range.
+// advises that at least 40 % of the active heads be shared). Heads are chosen in groups of heads_per_choice, and so all
+// counts are rounded to multiples of it. Errors: shares out of range.
 MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, double activated,
                           std::optional<double> shared_share, std::optional<std::int64_t> top_k,
-                          const std::string& router);
+                          const std::string& router, std::int64_t heads_per_choice = 1);
 
 // Presets: moh-llm-s, moh-llm-b (paper, table 3 and appendix), moh-llm-tiny, moh-llm-mini and their dense twins without
 // `moh-`.

@@ -121,7 +121,9 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
   return {at::cat({shared * kind.narrow(-1, 0, 1), routed * kind.narrow(-1, 1, 1)}, -1), indices, probabilities};
 }
 
-Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::int64_t top_k) {
+Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::int64_t top_k, const std::string& scale) {
+  MOH_CHECK(scale == "deviation" || scale == "mean", "[route_query_norm] scale must be `deviation` or `mean`, got `",
+            scale, "`");
   MOH_CHECK(query.dim() >= 2, "[route_query_norm] query must be [..., H, D], got ", query.sizes());
   const std::int64_t num_heads = query.size(-2);
   check_counts("route_query_norm", num_heads, shared_heads, top_k);
@@ -134,9 +136,10 @@ Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::in
   const Tensor norms = at::linalg_vector_norm(upcast(query.narrow(-2, shared_heads, num_routed)), 2, -1);  // [..., E]
   Tensor scores = at::zeros_like(norms);
   if (num_routed > 1) {
-    const Tensor deviation = norms.std(-1, /*unbiased=*/true, /*keepdim=*/true);
-    const Tensor spread = deviation > 0;
-    scores = at::where(spread, norms / at::where(spread, deviation, at::ones_like(deviation)), scores);
+    const Tensor divisor =
+        scale == "mean" ? norms.mean(-1, /*keepdim=*/true) : norms.std(-1, /*unbiased=*/true, /*keepdim=*/true);
+    const Tensor spread = divisor > 0;
+    scores = at::where(spread, norms / at::where(spread, divisor, at::ones_like(divisor)), scores);
   }
   const Tensor probabilities = at::softmax(scores, -1);
   const Tensor indices = select_top_k(scores, top_k);
@@ -170,10 +173,10 @@ TORCH_LIBRARY_FRAGMENT(moh, m) {
         return as_tuple(route_two_stage(x, wg, wg_1, wg_0, num_heads, shared_heads, top_k, form));
       });
   m.def(
-      "route_query_norm(Tensor query, *, int shared_heads, int top_k) -> (Tensor gates, Tensor indices, Tensor "
-      "probabilities)",
-      [=](const Tensor& query, std::int64_t shared_heads, std::int64_t top_k) {
-        return as_tuple(route_query_norm(query, shared_heads, top_k));
+      "route_query_norm(Tensor query, *, int shared_heads, int top_k, str scale='deviation') -> (Tensor gates, Tensor "
+      "indices, Tensor probabilities)",
+      [=](const Tensor& query, std::int64_t shared_heads, std::int64_t top_k, std::string scale) {
+        return as_tuple(route_query_norm(query, shared_heads, top_k, scale));
       });
   m.def("load_balance_loss(Tensor probabilities, Tensor indices, *, str form='paper') -> Tensor",
         [](const Tensor& probabilities, const Tensor& indices, std::string form) {

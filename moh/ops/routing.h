@@ -33,7 +33,10 @@ Routing route_two_stage(const at::Tensor& x, const std::optional<at::Tensor>& wg
 // norm of its query, divided by the (unbiased) standard deviation over the token's routed heads, through a softmax.
 // Equal norms, or one routed head, give uniform scores. Gates are 1 for shared and selected heads, 0 otherwise;
 // backward is straight-through: the gradient of a gate goes to its score.
-Routing route_query_norm(const at::Tensor& query, std::int64_t shared_heads, std::int64_t top_k);
+// scale "mean" divides by the mean norm instead: for two routed heads the deviation makes every pair of norms the same
+// pair of scores, whose gradient is zero. The selection is the same.
+Routing route_query_norm(const at::Tensor& query, std::int64_t shared_heads, std::int64_t top_k,
+                         const std::string& scale = "deviation");
 
 // sum_i P_i f_i over the routed heads, P_i = mean probability, f_i = share of tokens that selected head i (no
 // gradient). form "paper": as is (section 3.3); form "authors": times E. A scalar.

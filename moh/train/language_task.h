@@ -17,6 +17,9 @@ struct LanguageTaskOptions {
   std::uint64_t seed = 0;
   std::optional<at::ScalarType> autocast;
   double distill_weight = 1.0;  // with a teacher: loss = weight * KL(teacher || student) + (1 - weight) * cross-entropy
+  double distill_hidden = 0;    // with a teacher: weight of the hidden states' squared distance from the teacher's
+  // Every batch draws its share of active heads from [min, max]; min 0: the share is the model's own throughout.
+  double random_share_min = 0, random_share_max = 1;
   std::int64_t valid_windows = 0;  // windows of the validation stream; 0: all
   std::string companions;          // folder whose tokenizer files belong beside the saved model; "": none
 };
@@ -36,6 +39,8 @@ class LanguageTask : public Task {
   const models::Llama& model() const { return model_; }
 
  private:
+  models::LlamaOutput forward(std::int64_t position, const models::LlamaInput& input);
+
   models::Llama model_;
   data::TokenStream train_;
   std::optional<data::TokenStream> valid_;

@@ -82,6 +82,43 @@ class Cli(unittest.TestCase):
                 self.assertEqual(layer[0], 1)
             self.assertIn("<svg", report.read_text())
 
+    def test_conversion_measures_heads_and_shares_change_at_run_time(self):
+        def evaluated(folder, *options):
+            return lines("eval", folder, "--data", self.text, "--sequence", 32, "--max-windows", 20, *options)[-1]
+        dense = evaluated(self.dense)
+        text = ("--data", self.text, "--calibration-windows", 4, "--calibration-sequence", 32)
+        converted = self.folder / "c_measured"
+        summary = lines("convert", self.dense, converted, "--activated", 0.5, "--top-k", 1, "--shared-by", "importance",
+                        "--budget", "global", "--fit-router", *text)[-1]
+        self.assertEqual(summary["activated"], 0.5)
+        for layer in summary["layers"]:
+            self.assertEqual(sorted(layer["head_order"]), [0, 1, 2, 3])
+        self.assertAlmostEqual(evaluated(converted)["active_heads"], 0.5)
+        # Scaling queries against keys leaves the model with all its heads what it was.
+        self.assertAlmostEqual(evaluated(converted, "--activated", 1)["nll"], dense["nll"], places=4)
+        self.assertEqual(evaluated(converted, "--top-k", 4)["active_heads"], 1)
+        self.assertAlmostEqual(lines("inspect", converted, "--activated", 0.75)[-1]["activated"], 0.75)
+        self.assertEqual(lines("generate", converted, "--max-tokens", 5, "--moh-top-k", 4)[-1]["active_heads"], 1)
+        served = self.folder / "t_shares"
+        log = lines("tune", converted, "--data", self.text, "--out", served, "--steps", 12, "--batch", 2, "--sequence", 32,
+                    "--log-every", 1, "--random-share-min", 0.5)
+        self.assertGreater(len({round(line["active_heads"], 3) for line in log if "loss" in line}), 1)
+
+        grouped = self.folder / "c_grouped"
+        wide = self.folder / "wide"
+        lines("train", *self.small, "--preset", "llm-tiny", "--model.num_key_value_heads", 2, "--data", self.text, "--out", wide,
+              "--steps", 2)
+        lines("convert", wide, grouped, "--activated", 0.5, "--select", "kv-group", "--shared", 0)
+        self.assertEqual(json.loads((grouped / "config.json").read_text())["moh"]["select"], "kv-group")
+        self.assertEqual(evaluated(grouped)["active_heads"], 0.5)
+        fitted = self.folder / "c_fitted"
+        lines("convert", wide, fitted, "--activated", 0.5, "--router", "two-stage", "--fit-router", *text)
+        self.assertEqual(evaluated(fitted)["active_heads"], 0.5)
+        self.fails(1, "--data", "convert", self.dense, self.folder / "no", "--shared-by", "importance")
+        self.fails(1, "two-stage", "convert", self.dense, self.folder / "no", "--budget", "global", "--router", "two-stage", *text)
+        self.fails(1, "dense", "eval", self.dense, "--data", self.text, "--top-k", 2)
+        self.fails(2, "--activated", "eval", converted, "--data", self.text, "--top-k", 2, "--activated", 0.5)
+
     def test_sampling_is_repeatable(self):
         options = ("--prompt", "the", "--max-tokens", 20, "--temperature", 0.9, "--top-p", 0.9)
         first, again, other = (lines("generate", self.dense, *options, "--seed", seed)[-1]["text"] for seed in (1, 1, 2))

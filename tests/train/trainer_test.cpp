@@ -9,6 +9,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "moh/base/error.h"
 #include "moh/io/npy.h"
@@ -68,12 +69,12 @@ class TrainerTest : public testing::Test {
 
   // Trains and gives the logged losses; stops after `stop_at` steps if that is not zero.
   std::vector<double> train(TrainConfig train_config, const std::string& name, const std::string& router = "norm",
-                            std::int64_t stop_at = 0, bool resume = false, bool distill = false) {
+                            std::int64_t stop_at = 0, bool resume = false, bool distill = false,
+                            LanguageTaskOptions options = {}) {
     const std::string out = folder_ / name;
     const std::string checkpoint = resume ? newest_checkpoint(out) : "";
     auto model =
         resume ? moh::models::Llama::load(checkpoint) : moh::models::Llama::initialize(tiny(router), train_config.seed);
-    LanguageTaskOptions options;
     options.sequence = train_config.sequence;
     options.seed = train_config.seed;
     options.autocast = moh::ops::autocast_type(train_config.dtype);
@@ -160,6 +161,52 @@ TEST_F(TrainerTest, DistillationFallsTowardsTheTeacher) {
   ASSERT_EQ(divergence.size(), 30U);
   EXPECT_GT(divergence.front(), 0);
   EXPECT_LT(divergence.back(), divergence.front());
+}
+
+TEST_F(TrainerTest, HiddenStatesAreDistilledToo) {
+  // With the hidden states' distance alone (no weight on logits would leave cross-entropy) divergence falls as well.
+  LanguageTaskOptions options;
+  options.distill_hidden = 10;
+  const auto plain = train(config(30), "logits", "norm", 0, false, /*distill=*/true);
+  const auto hidden = train(config(30), "hidden", "norm", 0, false, /*distill=*/true, options);
+  EXPECT_NE(plain.back(), hidden.back());
+  const auto distance = [&](const std::string& name) {
+    const auto teacher = moh::models::Llama::initialize(tiny("norm"), 99);
+    const auto student = moh::models::Llama::load(folder_ / name);
+    const auto ids = moh::data::TokenStream::open(data_, nullptr, 64).windows({0, 500, 1000}, 24).narrow(1, 0, 24);
+    const auto ours = student.forward({.ids = ids}).last_hidden, theirs = teacher.forward({.ids = ids}).last_hidden;
+    return (ours - theirs).square().mean().item<double>();
+  };
+  EXPECT_LT(distance("hidden"), distance("logits"));
+  auto larger = tiny("norm");
+  larger.hidden_size = 40;
+  auto stream = moh::data::TokenStream::open(data_, nullptr, 64);
+  options.sequence = 24;
+  EXPECT_THROW(LanguageTask(moh::models::Llama::initialize(tiny("norm"), 1), stream, stream,
+                            moh::models::Llama::initialize(larger, 1), options),
+               moh::Error);
+}
+
+TEST_F(TrainerTest, RandomSharesStayInRangeAndResumeToTheBit) {
+  LanguageTaskOptions options;
+  options.random_share_min = 0.5;
+  auto settings = config(16);
+  const auto whole = train(settings, "shares", "norm", 0, false, false, options);
+  train(settings, "shares_parts", "norm", /*stop_at=*/7, false, false, options);
+  EXPECT_EQ(whole, train(settings, "shares_parts", "norm", 0, /*resume=*/true, false, options));
+  std::set<double> shares;
+  std::ifstream log(folder_ / "shares" / "log.jsonl");
+  for (std::string line; std::getline(log, line);) {
+    const Json entry = Json::parse(line);
+    if (entry.contains("loss")) shares.insert(std::round(entry["active_heads"].get<double>() * 1000) / 1000);
+  }
+  EXPECT_GE(shares.size(), 3U);
+  EXPECT_GE(*shares.begin(), 0.5);
+  const auto saved = moh::models::Llama::load(folder_ / "shares");
+  EXPECT_DOUBLE_EQ(saved.config().activated_share(), 0.75) << "the saved model keeps its own share";
+  options.random_share_min = 0.9;
+  options.random_share_max = 0.5;
+  EXPECT_THROW(train(settings, "wrong", "norm", 0, false, false, options), moh::Error);
 }
 
 TEST_F(TrainerTest, LossThatIsNotFiniteIsOneErrorAndTheCheckpointStays) {

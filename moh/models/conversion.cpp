@@ -1,0 +1,232 @@
+#include "moh/models/conversion.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "moh/base/error.h"
+
+namespace moh::models {
+
+using at::Tensor;
+
+namespace {
+
+std::int64_t window_length(const LlamaConfig& config, const Calibration& calibration) {
+  const std::int64_t context = config.max_position_embeddings;
+  MOH_CHECK(calibration.sequence <= context, "[convert] a calibration sequence of ", calibration.sequence,
+            " does not fit into the model's context of ", context);
+  const std::int64_t wanted = calibration.sequence > 0 ? calibration.sequence : std::min<std::int64_t>(context, 512);
+  const std::int64_t length = std::min(wanted, calibration.text->size() - 1);
+  MOH_CHECK(length > 0 && calibration.windows > 0, "[convert] calibration needs at least 2 tokens and one window, got ",
+            calibration.text->size(), " tokens and ", calibration.windows, " windows");
+  return length;
+}
+
+std::int64_t window_count(const Calibration& calibration, std::int64_t length) {
+  return std::min(calibration.windows, (calibration.text->size() - 1) / length);
+}
+
+// Mean loss a token.
+double calibration_loss(const Llama& model, const Calibration& calibration) {
+  const c10::NoGradGuard no_grad;
+  const std::int64_t length = window_length(model.config(), calibration);
+  const std::int64_t windows = window_count(calibration, length);
+  double loss = 0;
+  for (std::int64_t window = 0; window < windows; ++window) {
+    const Tensor ids = calibration.text->windows({window * length}, length).to(model.device());
+    const Tensor logits = model.forward({.ids = ids.narrow(1, 0, length)}).logits.flatten(0, 1).to(at::kFloat);
+    loss += at::cross_entropy_loss(logits, ids.narrow(1, 1, length).flatten()).item<double>();
+  }
+  return loss / static_cast<double>(windows);
+}
+
+Tensor parameter(const Llama& model, const std::string& name) {
+  for (const auto& [key, tensor] : model.parameters()) {
+    if (key == name) return tensor;
+  }
+  return {};
+}
+
+}  // namespace
+
+HeadStatistics measure_heads(const Llama& dense, const LlamaConfig& config, const Calibration& calibration) {
+  // The dense model as a MoH model with every head routed and chosen: its gates are ones, and leaves, because the
+  // straight-through gradients of later layers' routers are none of the loss's own.
+  LlamaConfig all_routed = config;
+  all_routed.moh->router = "norm";
+  all_routed.moh->straight_through = "selected";
+  all_routed.moh->head_order.clear();
+  all_routed.moh->shared_heads.assign(config.num_hidden_layers, 0);
+  all_routed.moh->top_k.assign(config.num_hidden_layers, config.num_attention_heads);
+  io::NamedTensors tensors;
+  for (const auto& [name, tensor] : dense.parameters()) tensors.emplace_back(name, tensor.detach().to(at::kFloat));
+  const Llama model(all_routed, std::move(tensors));
+
+  const std::int64_t length = window_length(config, calibration), windows = window_count(calibration, length);
+  const std::int64_t group = config.heads_per_choice();
+  HeadStatistics statistics;
+  std::vector<std::vector<Tensor>> importance(config.num_hidden_layers), pairs(config.num_hidden_layers),
+      inputs(config.num_hidden_layers);
+  for (std::int64_t window = 0; window < windows; ++window) {
+    const Tensor ids = calibration.text->windows({window * length}, length).to(model.device());
+    const auto output =
+        model.forward({.ids = ids.narrow(1, 0, length), .keep_router_inputs = true, .leaf_gates = true});
+    const Tensor loss =
+        at::cross_entropy_loss(output.logits.flatten(0, 1), ids.narrow(1, 1, length).flatten(), {}, at::Reduction::Sum);
+    std::vector<Tensor> gates;
+    for (const auto& routing : output.routing) gates.push_back(routing.gates);
+    const auto gradients = torch::autograd::grad({loss}, gates);
+    for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+      const Tensor gradient = gradients[layer].flatten(0, 1);  // [N, H]
+      importance[layer].push_back(gradient.reshape({gradient.size(0), -1, group}).sum(-1).square());
+      const Tensor halves = output.router_inputs[layer].query.detach().flatten(0, 1).square();
+      inputs[layer].push_back(output.router_inputs[layer].input.detach().flatten(0, 1));
+      pairs[layer].push_back(halves.unflatten(-1, {2, -1}).sum(-2));
+    }
+  }
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    statistics.importance.push_back(at::cat(importance[layer]));
+    statistics.query_pairs.push_back(at::cat(pairs[layer]));
+    statistics.inputs.push_back(at::cat(inputs[layer]));
+    MOH_CHECK(statistics.importance.back().isfinite().all().item<bool>(), "[convert] the gradients of layer ", layer,
+              " are not finite; are there NaNs in the weights?");
+  }
+  return statistics;
+}
+
+std::vector<std::vector<std::int64_t>> importance_order(const HeadStatistics& statistics,
+                                                        std::int64_t heads_per_choice) {
+  std::vector<std::vector<std::int64_t>> order;
+  for (const Tensor& importance : statistics.importance) {
+    const Tensor sorted =
+        std::get<1>(
+            importance.mean(0, /*keepdim=*/false, at::kDouble).sort(/*stable=*/true, /*dim=*/0, /*descending=*/true))
+            .cpu();
+    auto& heads = order.emplace_back();
+    for (std::int64_t i = 0; i < sorted.numel(); ++i) {
+      const std::int64_t first = sorted.const_data_ptr<std::int64_t>()[i] * heads_per_choice;
+      for (std::int64_t j = 0; j < heads_per_choice; ++j) heads.push_back(first + j);
+    }
+  }
+  return order;
+}
+
+void calibrate_router(Llama& model, const LlamaConfig& config, const HeadStatistics& statistics) {
+  const std::int64_t heads = config.num_attention_heads, kv_heads = config.num_key_value_heads;
+  const std::int64_t half = config.head_dim / 2, choices = heads / config.heads_per_choice();
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const Tensor pairs = statistics.query_pairs[layer];
+    Tensor target = statistics.importance[layer];
+    target = target.clamp_max(50 * target.mean());  // a single token must not decide
+    target = target / target.sum();
+    Tensor logs = at::zeros({kv_heads, half}, pairs.options().requires_grad(false)).set_requires_grad(true);
+    Tensor first = at::zeros_like(logs).detach(), second = first.clone();
+    constexpr double kRate = 0.05, kBeta1 = 0.9, kBeta2 = 0.99;
+    for (int step = 1; step <= 100; ++step) {                                          // Adam
+      const Tensor factors = (2 * logs).exp().repeat_interleave(heads / kv_heads, 0);  // [H, D / 2]
+      const Tensor norms =
+          (pairs * factors).sum(-1).reshape({pairs.size(0), choices, -1}).sum(-1).clamp_min(1e-20).sqrt();
+      const Tensor scores = choices > 2 ? norms / norms.std(-1, true, true).clamp_min(1e-20)
+                                        : norms / norms.mean(-1, true).clamp_min(1e-20);
+      const Tensor loss = -(target * at::log_softmax(scores, -1)).sum();
+      const Tensor gradient = torch::autograd::grad({loss}, {logs})[0];
+      const c10::NoGradGuard no_grad;
+      first.mul_(kBeta1).add_(gradient, 1 - kBeta1);
+      second.mul_(kBeta2).add_(gradient.square(), 1 - kBeta2);
+      const Tensor corrected = (second / (1 - std::pow(kBeta2, step))).sqrt() + 1e-8;
+      logs.sub_(first / (1 - std::pow(kBeta1, step)) / corrected, kRate);
+    }
+    const c10::NoGradGuard no_grad;
+    const Tensor factors =
+        (logs - logs.mean()).exp().repeat({1, 2}).to(at::kDouble);  // [Hkv, D]: both halves of a pair
+    const auto scale_rows = [&](const std::string& name, const Tensor& by_row) {
+      Tensor rows = parameter(model, "model.layers." + std::to_string(layer) + ".self_attn." + name);
+      if (!rows.defined()) return;  // no bias
+      const Tensor column = rows.dim() == 2 ? by_row.unsqueeze(1) : by_row;
+      rows.copy_(rows.to(at::kDouble) * column);
+    };
+    const Tensor query_factors = factors.repeat_interleave(heads / kv_heads, 0).flatten(),
+                 key_factors = factors.flatten();
+    for (const char* suffix : {".weight", ".bias"}) {
+      scale_rows(std::string("q_proj") + suffix, query_factors);
+      scale_rows(std::string("k_proj") + suffix, 1 / key_factors);
+    }
+  }
+}
+
+Tensor fit_router(const LlamaConfig& config, std::int64_t layer, const HeadStatistics& statistics) {
+  constexpr double kScoreDeviation = 0.1;
+  const std::int64_t group = config.heads_per_choice(), choices = config.num_attention_heads / group;
+  const std::int64_t shared = config.shared_heads(layer) / group;
+  std::vector<std::int64_t> routed;
+  for (std::int64_t i = shared; i < choices; ++i) {
+    routed.push_back(config.moh->head_order.empty() ? i : config.moh->head_order[layer][i * group] / group);
+  }
+  const Tensor x = statistics.inputs[layer].to(at::kDouble);
+  Tensor target = statistics.importance[layer].to(at::kDouble);
+  target = target.index_select(1, at::tensor(routed, at::TensorOptions(at::kLong)).to(target.device()));
+  target = (target + 1e-2 * target.mean()).log();
+  target = target - target.mean(1, /*keepdim=*/true);
+  const Tensor products = at::matmul(x.t(), x);
+  const Tensor ridge = at::eye(x.size(1), x.options()) * (1e-3 * products.diagonal().mean());
+  const Tensor weight = at::linalg_solve(products + ridge, at::matmul(x.t(), target)).t();  // [E, C]
+  const Tensor deviation = at::matmul(x, weight.t()).std(1).mean().clamp_min(1e-12);
+  return (weight * (kScoreDeviation / deviation)).to(at::kFloat).contiguous();
+}
+
+void budget_heads(Llama& model, double activated, const std::function<std::int64_t(std::int64_t)>& division,
+                  const Calibration& calibration, const std::function<void(double)>& progress) {
+  LlamaConfig& config = model.mutable_config();
+  MohConfig& moh = *config.moh;
+  const std::int64_t layers = config.num_hidden_layers, heads = config.num_attention_heads;
+  const std::int64_t group = config.heads_per_choice(), choices = heads / group;
+  const auto set = [&](std::int64_t layer, std::int64_t active) {
+    moh.shared_heads[layer] = std::clamp<std::int64_t>(division(active * group), 0, active * group);
+    moh.top_k[layer] = active * group - moh.shared_heads[layer];
+  };
+  for (std::int64_t layer = 0; layer < layers; ++layer) set(layer, choices);
+  const double dense = calibration_loss(model, calibration);
+  std::vector<std::vector<double>> rise(layers, std::vector<double>(choices + 1, 0.0));
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    for (std::int64_t active = 1; active < choices; ++active) {
+      set(layer, active);
+      rise[layer][active] = calibration_loss(model, calibration) - dense;
+      if (progress) {
+        progress(static_cast<double>(layer * (choices - 1) + active) / static_cast<double>(layers * (choices - 1)));
+      }
+    }
+    set(layer, choices);
+  }
+  // Exact: the least sum over the first layers for every number of choices spent.
+  const auto budget = std::clamp<std::int64_t>(std::llround(activated * static_cast<double>(layers * choices)), layers,
+                                               layers * choices);
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  std::vector<double> least(budget + 1, kNever);
+  least[0] = 0;
+  std::vector<std::vector<std::int64_t>> taken(layers, std::vector<std::int64_t>(budget + 1, 0));
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    std::vector<double> next(budget + 1, kNever);
+    for (std::int64_t spent = 0; spent <= budget; ++spent) {
+      for (std::int64_t active = 1; active <= std::min(choices, spent); ++active) {
+        const double sum = least[spent - active] + rise[layer][active];
+        if (sum < next[spent]) {
+          next[spent] = sum;
+          taken[layer][spent] = active;
+        }
+      }
+    }
+    least = std::move(next);
+  }
+  for (std::int64_t layer = layers - 1, spent = budget; layer >= 0; --layer) {
+    set(layer, taken[layer][spent]);
+    spent -= taken[layer][spent];
+  }
+}
+
+}  // namespace moh::models

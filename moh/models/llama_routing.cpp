@@ -1,0 +1,108 @@
+#include "moh/models/llama_routing.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "moh/base/error.h"
+
+namespace moh::models {
+
+using at::Tensor;
+
+namespace {
+
+// The choices of a layer in the router's order, and where each stands in it.
+struct ChoiceOrder {
+  Tensor order, place;
+};
+
+ChoiceOrder choice_order(const std::vector<std::int64_t>& heads, std::int64_t group, const at::Device device) {
+  const auto count = static_cast<std::int64_t>(heads.size()) / group;
+  std::vector<std::int64_t> order(count), place(count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    order[i] = heads[i * group] / group;
+    place[order[i]] = i;
+  }
+  const at::TensorOptions options(at::kLong);
+  return {at::tensor(order, options).to(device), at::tensor(place, options).to(device)};
+}
+
+}  // namespace
+
+ops::Routing route_layer(const LlamaConfig& config, std::int64_t layer, const Tensor& input, const Tensor& query,
+                         const RouterWeights& weights) {
+  const MohConfig& moh = *config.moh;
+  const std::int64_t group = config.heads_per_choice(), choices = config.num_attention_heads / group;
+  const std::int64_t shared = moh.shared_heads[layer] / group, top_k = moh.top_k[layer] / group;
+  std::optional<ChoiceOrder> order;
+  if (!moh.head_order.empty()) order = choice_order(moh.head_order[layer], group, input.device());
+
+  ops::Routing routing;
+  if (moh.router == "norm") {
+    Tensor scored = group == 1 ? query : query.reshape({query.size(0), query.size(1), choices, -1});
+    if (order) scored = scored.index_select(2, order->order);
+    // Two norms always differ by the same multiple of their standard deviation.
+    const bool few = moh.select == "kv-group" && choices - shared <= 2;
+    routing = ops::route_query_norm(scored, shared, top_k, few ? "mean" : "deviation");
+  } else {
+    routing = ops::route_two_stage(input, weights.wg, weights.wg_1, weights.wg_0, choices, shared, top_k, moh.gates);
+  }
+  if (order) routing.gates = routing.gates.index_select(-1, order->place);
+  if (group > 1) {
+    auto sizes = routing.gates.sizes().vec();
+    sizes.back() = choices * group;
+    routing.gates = routing.gates.unsqueeze(-1).expand({-1, -1, -1, group}).reshape(sizes);
+  }
+  return routing;
+}
+
+void set_top_k(LlamaConfig& config, std::int64_t top_k) {
+  MOH_CHECK(config.moh.has_value(), "[top_k] the model is dense, it has no routed heads; convert it first");
+  const std::int64_t group = config.heads_per_choice(), heads = config.num_attention_heads;
+  MOH_CHECK(top_k >= 0 && top_k <= heads && top_k % group == 0, "[top_k] must be in 0..", heads, " in steps of ", group,
+            ", got ", top_k);
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const std::int64_t shared = config.moh->shared_heads[layer];
+    MOH_CHECK(shared + top_k > 0, "[top_k] 0 leaves layer ", layer, " without a head, it has no shared ones");
+    config.moh->top_k[layer] = std::min(top_k, heads - shared);
+  }
+}
+
+void set_activated_share(LlamaConfig& config, double activated) {
+  MOH_CHECK(config.moh.has_value(),
+            "[activated] the model is dense, all its heads are always active; convert it first");
+  MOH_CHECK(activated > 0 && activated <= 1, "[activated] must be in (0, 1], got ", activated);
+  const std::int64_t group = config.heads_per_choice(), heads = config.num_attention_heads;
+  const double share = config.activated_share();
+  const auto least = [&](std::int64_t layer) { return std::max(group, config.moh->shared_heads[layer]); };
+  double least_share = 0;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    least_share += static_cast<double>(least(layer));
+  least_share /= static_cast<double>(heads * config.num_hidden_layers);
+  const bool up = activated >= share;
+  const double way = up ? (share < 1 ? (activated - share) / (1 - share) : 0)
+                        : (share > least_share ? std::min(1.0, (share - activated) / (share - least_share)) : 1);
+  // Whole choices: every layer's number is rounded down, and what the total lacks goes to the largest remainders.
+  std::vector<std::int64_t> active;
+  std::vector<std::pair<double, std::int64_t>> remainders;
+  double wanted = 0;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const double now = static_cast<double>(config.moh->shared_heads[layer] + config.moh->top_k[layer]);
+    const double end = static_cast<double>(up ? heads : least(layer));
+    const double target = (now + way * (end - now)) / static_cast<double>(group);
+    wanted += target;
+    active.push_back(static_cast<std::int64_t>(target + 1e-9));
+    remainders.emplace_back(static_cast<double>(active.back()) - target, layer);
+  }
+  std::sort(remainders.begin(), remainders.end());
+  std::int64_t lacking = std::llround(wanted);
+  for (const std::int64_t count : active) lacking -= count;
+  for (std::int64_t i = 0; i < lacking; ++i) ++active[remainders[i].second];
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    config.moh->top_k[layer] = std::max(active[layer] * group, least(layer)) - config.moh->shared_heads[layer];
+  }
+}
+
+}  // namespace moh::models
