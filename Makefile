@@ -9,6 +9,7 @@ build: setup
 	@test -f build/build.ninja || cmake --preset release
 	@cmake --build build --parallel $(JOBS)
 test: build
+	@scripts/setup.sh tests
 	@cd build && ctest --output-on-failure --timeout 1200
 demo: build
 	@scripts/demo.sh

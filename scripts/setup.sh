@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian 12 lacks: Debian packages (as root, or through sudo) and a virtual environment .venv with
 # torch. Does nothing, quickly, when all is there. A torch of your own is used if Torch_ROOT names it or if the active
-# Python environment has one.
+# Python environment has one. `scripts/setup.sh tests` also installs what only the tests use.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
-          libtomlplusplus-dev libsentencepiece-dev libturbojpeg0-dev libpng-dev)
+          libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libturbojpeg0-dev libpng-dev)
+[[ ${1:-} != tests ]] || packages+=(clang-16 libclang-rt-16-dev)  # for the fuzz targets
 missing=()
 for package in "${packages[@]}"; do
   [[ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" == "install ok installed" ]] || missing+=("$package")
@@ -24,7 +25,26 @@ fi
 
 torch_version=$(cat scripts/torch-version)
 stamp=.venv/.ready-$torch_version
-[[ -f $stamp ]] && exit 0
+
+# Oracles of the tests. torch stays the one that is there; without a network the tests concerned are skipped.
+test_packages=(transformers==5.24.0 sentencepiece==0.2.3)
+install_test_packages() {
+  local stamp torch
+  stamp=.venv/.tests-$(IFS=_; echo "${test_packages[*]}")
+  [[ -f $stamp ]] && return
+  echo "setup: installing for the tests: ${test_packages[*]}"
+  torch=$(.venv/bin/python -c 'import torch; print(torch.__version__)')
+  if .venv/bin/python -m pip install -q --disable-pip-version-check -c <(echo "torch==$torch") "${test_packages[@]}" \
+      2> >(grep -v "is ignored" >&2); then
+    touch "$stamp"
+  else
+    echo "setup: not installed: the tests that need it are skipped" >&2
+  fi
+}
+if [[ -f $stamp ]]; then
+  [[ ${1:-} != tests ]] || install_test_packages
+  exit 0
+fi
 
 site_of_torch() { "$1" -c 'import importlib.util as u, os; s = u.find_spec("torch")
 print(os.path.dirname(s.submodule_search_locations[0])) if s else exit(1)' 2>/dev/null; }
@@ -46,3 +66,4 @@ else
 fi
 .venv/bin/python -c 'import torch' || { echo "setup: .venv/bin/python cannot import torch; remove .venv and run again" >&2; exit 1; }
 touch "$stamp"
+[[ ${1:-} != tests ]] || install_test_packages

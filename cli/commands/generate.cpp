@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/run_time_heads.h"
 #include "moh/io/tokenizer.h"
+#include "moh/io/utf8.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::cli {
@@ -38,16 +39,20 @@ int run_generate(const Context& context, Options options) {
   const auto tokenizer = io::load_tokenizer(options.model);
   options.sampling.seed = context.seed;
   std::vector<std::int64_t> prompt;
+  // Without a tokenizer file only the model knows whether it has a BOS token.
+  const bool adds_bos = tokenizer->kind() == "bytes" || tokenizer->adds_bos();
   const std::int64_t bos = model.config().bos_token_id >= 0 ? model.config().bos_token_id : tokenizer->bos_id();
-  if (bos >= 0) prompt.push_back(bos);
+  if (adds_bos && bos >= 0) prompt.push_back(bos);
   for (const std::int64_t id : tokenizer->encode(options.prompt)) prompt.push_back(id);
   const std::int64_t room = model.config().max_position_embeddings - static_cast<std::int64_t>(prompt.size());
   options.max_tokens = std::min(options.max_tokens, room);
   for (const std::string& stop : options.stop) MOH_CHECK(!stop.empty(), "[generate] --stop must not be empty");
 
   // SentencePiece marks the start of the text with a space of its own.
-  const bool drops_space = tokenizer->kind() == "sentencepiece" && options.prompt.empty();
+  const bool drops_space = tokenizer->strips_leading_space() && options.prompt.empty();
   std::string text;
+  io::Utf8Stream characters;  // a token may end inside a character
+  bool at_start = true, stopped = false;
   std::size_t shown = 0;
   const bool streams = !context.json;
   if (streams) fmt::print("{}", options.prompt);
@@ -62,12 +67,13 @@ int run_generate(const Context& context, Options options) {
   for (const std::string& stop : options.stop) longest_stop = std::max(longest_stop, stop.size());
   const auto on_token = [&](std::int64_t id) {
     std::string piece = tokenizer->piece_bytes(id);
-    if (text.empty() && drops_space && piece.starts_with(' ')) piece.erase(0, 1);
-    text += piece;
+    if (at_start && drops_space && piece.starts_with(' ')) piece.erase(0, 1);
+    at_start = at_start && piece.empty();
+    text += characters.push(piece);
     const std::size_t stop = find_stop(text, options.stop);
     if (stop != std::string::npos) {
       text.resize(stop);
-      show(text.size());
+      stopped = true;
       return false;
     }
     // What may be the beginning of a stop string is held back.
@@ -76,6 +82,7 @@ int run_generate(const Context& context, Options options) {
   };
   std::vector<std::int64_t> end_ids = options.ignore_eos ? std::vector<std::int64_t>{} : model.config().eos_token_id;
   const auto result = generate::generate(model, prompt, options.max_tokens, options.sampling, end_ids, on_token);
+  if (!stopped) text += characters.finish();
   show(text.size());
 
   const double steps = std::max<double>(0, static_cast<double>(result.ids.size()) - 1);

@@ -17,12 +17,12 @@ namespace {
 struct Options {
   std::string folder, file, out;
   int vocab_size = 512;
-  bool bos = false, eos = false;
+  bool bos = false, eos = false, parse_special = false;
 };
 
 int encode(const Context& context, const Options& options) {
   const auto tokenizer = io::load_tokenizer(options.folder);
-  std::vector<std::int64_t> ids = tokenizer->encode(io::read_file(options.file));
+  std::vector<std::int64_t> ids = tokenizer->encode(io::read_file(options.file), options.parse_special);
   MOH_CHECK(!options.bos || tokenizer->bos_id() >= 0, "[tokenizer] ", options.folder, " has no BOS token");
   MOH_CHECK(!options.eos || tokenizer->eos_id() >= 0, "[tokenizer] ", options.folder, " has no EOS token");
   if (options.bos) ids.insert(ids.begin(), tokenizer->bos_id());
@@ -79,6 +79,8 @@ const Registered registered{
        encode_app->add_option("--out", options->out, "ids.npy")->required();
        encode_app->add_flag("--bos", options->bos, "begin with the BOS token");
        encode_app->add_flag("--eos", options->eos, "end with the EOS token");
+       encode_app->add_flag("--parse-special", options->parse_special,
+                            "special tokens written in the text become those tokens (default: they are plain text)");
        CLI::App* decode_app = app.add_subcommand("decode", ".npy or .bin of token ids to text")->fallthrough();
        decode_app->add_option("folder", options->folder, "model folder")->required();
        decode_app->add_option("--file", options->file, ".npy or .bin")->required();

@@ -62,7 +62,7 @@ TokenStream TokenStream::open(const std::string& path, const io::Tokenizer* toke
   } else {
     MOH_CHECK(tokenizer != nullptr, "[data] ", path, " is text and needs a tokenizer");
     for (const std::string& file : text_files(path)) {
-      if (tokenizer->bos_id() >= 0) stream.owned_.push_back(static_cast<std::uint32_t>(tokenizer->bos_id()));
+      if (tokenizer->adds_bos()) stream.owned_.push_back(static_cast<std::uint32_t>(tokenizer->bos_id()));
       for (const std::int64_t id : tokenizer->encode(io::read_file(file))) {
         stream.owned_.push_back(static_cast<std::uint32_t>(id));
       }

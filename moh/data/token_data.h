@@ -19,7 +19,7 @@ class TokenStream {
  public:
   // PATH.npy (one dimension), PATH.bin (uint16 ids; uint32 where vocab_size > 65536), a text file, or a folder whose
   // *.txt files are joined in order of their names. Text needs `tokenizer`; a BOS is put before every text file if the
-  // tokenizer has one. Errors: missing or empty data, an id outside [0, vocab_size), named with its position.
+  // tokenizer adds one. Errors: missing or empty data, an id outside [0, vocab_size), named with its position.
   static TokenStream open(const std::string& path, const io::Tokenizer* tokenizer, std::int64_t vocab_size);
 
   std::int64_t size() const { return size_; }

@@ -1,45 +1,27 @@
-// Tokenizers: raw bytes, and SentencePiece through libsentencepiece.
+// Raw bytes as a tokenizer, and the choice of a tokenizer for a model folder.
 #include "moh/io/tokenizer.h"
-
-#include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
-#include <exception>
 #include <filesystem>
 #include <utility>
 
 #include "moh/base/error.h"
+#include "moh/base/fields.h"
 #include "moh/io/files.h"
-
-// Exported by the library, declared only in a header that is not installed.
-namespace sentencepiece::logging {
-void SetMinLogLevel(int level);
-}
+#include "moh/io/tokenizer_pipeline.h"
+#include "moh/io/tokenizer_sentencepiece.h"
 
 namespace moh::io {
 namespace {
 
 constexpr std::uint64_t kMaxModelBytes = std::uint64_t{1} << 28;
-constexpr int kLogFatal = 3;  // of sentencepiece::logging; it writes everything below to stderr
-constexpr std::string_view kWordStart = "\xe2\x96\x81";  // U+2581
-
-std::string start_of_error(const std::string& path) { return "[tokenizer] " + path + ": "; }
-
-// "src/trainer.cc(12) [x == y] Vocabulary size too high" without the place in SentencePiece's source.
-std::string reason(const sentencepiece::util::Status& status) {
-  const std::string_view text = status.message();
-  const std::size_t end = text.rfind("] ");
-  const std::string_view tail = end == std::string_view::npos ? text : text.substr(end + 2);
-  return std::string(tail.empty() ? text : tail);
-}
+constexpr std::uint64_t kMaxJsonBytes = std::uint64_t{1} << 26;  // the largest in use have half of it
+constexpr std::uint64_t kMaxConfigBytes = std::uint64_t{1} << 24;
 
 class BytesTokenizer : public Tokenizer {
  public:
-  std::vector<std::int64_t> encode(std::string_view text) const override {
+  std::vector<std::int64_t> encode(std::string_view text, bool) const override {
     std::vector<std::int64_t> ids(text.size());
     std::transform(text.begin(), text.end(), ids.begin(), [](char c) { return static_cast<unsigned char>(c); });
     return ids;
@@ -56,242 +38,23 @@ class BytesTokenizer : public Tokenizer {
   std::int64_t vocab_size() const override { return 256; }
   std::int64_t bos_id() const override { return -1; }
   std::int64_t eos_id() const override { return -1; }
+  bool adds_bos() const override { return false; }
+  bool strips_leading_space() const override { return false; }
   std::string kind() const override { return "bytes"; }
-};
-
-// ---- Checks of a model file that SentencePiece itself leaves out.
-
-std::uint32_t read_u32(std::string_view bytes, std::size_t index) {
-  std::uint32_t value = 0;
-  for (std::size_t i = 0; i < 4; ++i)
-    value |= std::uint32_t{static_cast<unsigned char>(bytes[4 * index + i])} << (8 * i);
-  return value;
-}
-
-// A map of normalisation rules is a double-array trie (darts-clone) and the texts its leaves point into. SentencePiece
-// follows it without any bounds; this visits every place that some input could lead to. Empty: no rules.
-bool charsmap_is_sound(std::string_view blob) {
-  if (blob.empty()) return true;
-  if (blob.size() < 4) return false;
-  const std::size_t trie_bytes = read_u32(blob, 0);
-  if (trie_bytes == 0 || trie_bytes % 4 != 0 || trie_bytes >= blob.size() - 4) return false;
-  const std::string_view trie = blob.substr(4, trie_bytes);
-  const std::string_view texts = blob.substr(4 + trie_bytes);
-  if (texts.back() != '\0') return false;
-
-  const std::size_t num_units = trie_bytes / 4;
-  const auto offset = [](std::uint32_t unit) { return std::size_t{unit >> 10} << ((unit & 0x200) >> 6); };
-  std::vector<bool> seen(num_units);
-  std::vector<std::size_t> open;
-  const auto visit = [&](std::size_t base) {
-    if (base >= num_units) return false;
-    if (!seen[base]) open.push_back(base);
-    seen[base] = true;
-    return true;
-  };
-  if (!visit(offset(read_u32(trie, 0)))) return false;
-  while (!open.empty()) {
-    const std::size_t base = open.back();
-    open.pop_back();
-    for (std::size_t c = 0; c < 256; ++c) {
-      const std::size_t at = base ^ c;
-      if (at >= num_units) return false;
-      const std::uint32_t unit = read_u32(trie, at);
-      if ((unit & 0x800000ff) != c) continue;  // no child for this byte
-      const std::size_t next = at ^ offset(unit);
-      if (!visit(next)) return false;
-      const bool has_leaf = (unit & 0x100) != 0;
-      if (has_leaf && (read_u32(trie, next) & 0x7fffffff) >= texts.size()) return false;
-    }
-  }
-  return true;
-}
-
-// Calls visit(field, bytes) for each length-delimited field of a protobuf message; false when the message is damaged.
-template <class Visit>
-bool for_each_field(std::string_view message, const Visit& visit) {
-  const auto varint = [&](std::uint64_t& value) {
-    value = 0;
-    for (int shift = 0; shift < 64 && !message.empty(); shift += 7) {
-      const auto byte = static_cast<unsigned char>(message.front());
-      message.remove_prefix(1);
-      value |= std::uint64_t{byte & 0x7fu} << shift;
-      if (byte < 0x80) return true;
-    }
-    return false;
-  };
-  while (!message.empty()) {
-    std::uint64_t key, size = 0;
-    if (!varint(key)) return false;
-    switch (key & 7) {
-      case 0:
-        if (!varint(size)) return false;
-        size = 0;
-        break;
-      case 1:
-        size = 8;
-        break;
-      case 2:
-        if (!varint(size)) return false;
-        break;
-      case 5:
-        size = 4;
-        break;
-      default:
-        return false;
-    }
-    if (size > message.size()) return false;
-    if ((key & 7) == 2 && !visit(key >> 3, message.substr(0, size))) return false;
-    message.remove_prefix(size);
-  }
-  return true;
-}
-
-bool model_is_sound(std::string_view model) {
-  constexpr std::uint64_t kNormalizerSpec = 3, kDenormalizerSpec = 5, kPrecompiledCharsmap = 2;
-  return for_each_field(model, [](std::uint64_t field, std::string_view spec) {
-    if (field != kNormalizerSpec && field != kDenormalizerSpec) return true;
-    return for_each_field(spec, [](std::uint64_t inner, std::string_view bytes) {
-      return inner != kPrecompiledCharsmap || charsmap_is_sound(bytes);
-    });
-  });
-}
-
-// "IQ== 0": base64 of a token, a space, its rank.
-bool is_tiktoken(std::string_view content) {
-  const std::string_view line = content.substr(0, std::min(content.find('\n'), std::size_t{4096}));
-  const std::size_t space = line.find(' ');
-  if (space == 0 || space == std::string_view::npos) return false;
-  const auto is_base64 = [](char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '/' ||
-           c == '=';
-  };
-  std::string_view rank = line.substr(space + 1);
-  if (rank.ends_with('\r')) rank.remove_suffix(1);
-  return std::all_of(line.begin(), line.begin() + static_cast<std::ptrdiff_t>(space), is_base64) && !rank.empty() &&
-         std::all_of(rank.begin(), rank.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
-// ---- SentencePiece
-
-class SentencePieceTokenizer : public Tokenizer {
- public:
-  explicit SentencePieceTokenizer(const std::string& path) : path_(path) {
-    const std::string model = read_file(path, kMaxModelBytes);
-    const std::string prefix = start_of_error(path);
-    MOH_CHECK(!is_tiktoken(model), prefix, "tiktoken ranks are not supported yet, expected a SentencePiece model");
-    MOH_CHECK(model_is_sound(model), prefix, "not a SentencePiece model, or damaged");
-    sentencepiece::logging::SetMinLogLevel(kLogFatal);
-    try {
-      const auto status = processor_.LoadFromSerializedProto(model);
-      MOH_CHECK(status.ok(), prefix, "not a SentencePiece model, or damaged: ", reason(status));
-      fill_pieces();
-    } catch (const Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      fail(prefix, "not a SentencePiece model, or damaged: ", error.what());
-    }
-  }
-
-  std::vector<std::int64_t> encode(std::string_view text) const override {
-    std::vector<int> ids;
-    const auto status = processor_.Encode(text, &ids);
-    MOH_CHECK(status.ok(), start_of_error(path_), "cannot encode: ", reason(status));
-    return {ids.begin(), ids.end()};
-  }
-
-  std::string decode(const std::vector<std::int64_t>& ids) const override {
-    std::vector<int> checked;
-    checked.reserve(ids.size());
-    for (const std::int64_t id : ids) {
-      check_id(id);
-      checked.push_back(static_cast<int>(id));
-    }
-    std::string text;
-    const auto status = processor_.Decode(checked, &text);
-    MOH_CHECK(status.ok(), start_of_error(path_), "cannot decode: ", reason(status));
-    return text;
-  }
-
-  std::string piece_bytes(std::int64_t id) const override {
-    check_id(id);
-    return pieces_[static_cast<std::size_t>(id)];
-  }
-
-  std::int64_t vocab_size() const override { return static_cast<std::int64_t>(pieces_.size()); }
-  std::int64_t bos_id() const override { return processor_.bos_id(); }
-  std::int64_t eos_id() const override { return processor_.eos_id(); }
-  std::string kind() const override { return "sentencepiece"; }
-
- private:
-  void check_id(std::int64_t id) const {
-    MOH_CHECK(id >= 0 && id < vocab_size(), start_of_error(path_), "id ", id, " is outside the vocabulary of ",
-              vocab_size());
-  }
-
-  void fill_pieces() {
-    for (int id = 0; id < processor_.GetPieceSize(); ++id) {
-      std::string bytes;
-      if (processor_.IsByte(id)) {
-        bytes = static_cast<char>(std::stoi(processor_.IdToPiece(id).substr(3, 2), nullptr, 16));  // <0xNN>
-      } else if (processor_.IsUnknown(id)) {
-        const auto status = processor_.Decode(std::vector<int>{id}, &bytes);
-        MOH_CHECK(status.ok(), start_of_error(path_), reason(status));
-      } else if (!processor_.IsControl(id)) {
-        bytes = processor_.IdToPiece(id);
-        for (std::size_t at = 0; (at = bytes.find(kWordStart, at)) != std::string::npos; ++at) {
-          bytes.replace(at, kWordStart.size(), " ");
-        }
-      }
-      pieces_.push_back(std::move(bytes));
-    }
-  }
-
-  std::string path_;
-  sentencepiece::SentencePieceProcessor processor_;
-  std::vector<std::string> pieces_;
-};
-
-// Hands out a text in lines, long ones cut at a space where possible: the trainer aborts the process on a word of more
-// than 65535 characters, and skips long lines.
-class LineIterator : public sentencepiece::SentenceIterator {
- public:
-  static constexpr std::size_t kMaxBytes = 4096;
-
-  explicit LineIterator(std::string_view text) : rest_(text) { Next(); }
-  bool done() const override { return done_; }
-  const std::string& value() const override { return line_; }
-  sentencepiece::util::Status status() const override { return {}; }
-
-  void Next() override {
-    done_ = rest_.empty();
-    if (done_) return;
-    const std::string_view part = rest_.substr(0, kMaxBytes);
-    std::size_t size = part.find('\n');
-    std::size_t skip = 1;  // the newline, or the space that comes back as the word start of the next part
-    if (size == std::string_view::npos) {
-      if (rest_.size() <= kMaxBytes) {
-        size = rest_.size();
-      } else if (size = part.rfind(' '); size == std::string_view::npos || size == 0) {
-        size = kMaxBytes;
-        skip = 0;
-        // Not inside a UTF-8 sequence.
-        while (size > kMaxBytes - 4 && (rest_[size] & 0xc0) == 0x80) --size;
-      }
-    }
-    line_ = rest_.substr(0, size);
-    rest_.remove_prefix(std::min(size + skip, rest_.size()));
-  }
-
- private:
-  std::string_view rest_;
-  std::string line_;
-  bool done_ = false;
 };
 
 bool exists(const std::string& path) {
   std::error_code error;
   return std::filesystem::exists(path, error);
+}
+
+std::string read_if_there(const std::string& file, std::uint64_t max_bytes) {
+  return exists(file) ? read_file(file, max_bytes) : "";
+}
+
+std::shared_ptr<const Tokenizer> pipeline(TokenizerParts parts, const TokenizerConfig& config) {
+  apply_tokenizer_config(config, parts);
+  return std::make_shared<PipelineTokenizer>(std::move(parts));
 }
 
 }  // namespace
@@ -300,12 +63,39 @@ std::shared_ptr<const Tokenizer> bytes_tokenizer() { return std::make_shared<Byt
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
   std::error_code error;
-  MOH_CHECK(std::filesystem::is_directory(folder, error), start_of_error(folder), "expected a model folder");
+  const std::string place = "[tokenizer] " + folder + ": ";
+  MOH_CHECK(std::filesystem::is_directory(folder, error), place, "expected a model folder");
   const std::vector<std::string> files = tokenizer_files(folder);
-  if (files.empty()) return bytes_tokenizer();
-  MOH_CHECK(files.front() == "tokenizer.model", start_of_error(folder + "/" + files.front()),
-            "tokenizers of this kind are not supported yet, expected a SentencePiece tokenizer.model beside it");
-  return std::make_shared<SentencePieceTokenizer>(folder + "/tokenizer.model");
+  const auto has = [&](const char* name) { return std::find(files.begin(), files.end(), name) != files.end(); };
+  const std::string config_file = folder + "/tokenizer_config.json";
+  TokenizerConfig config;
+  if (has("tokenizer_config.json")) {
+    config = read_tokenizer_config(read_file(config_file, kMaxConfigBytes), config_file);
+  }
+
+  if (has("tokenizer.json")) {
+    const std::string file = folder + "/tokenizer.json";
+    const Json root = parse_json(read_file(file, kMaxJsonBytes), file, kTokenizerJsonDepth);
+    // Other models than BPE (Unigram) are SentencePiece's too, whose own file says the same.
+    if (is_bpe(root) || !has("tokenizer.model")) return pipeline(parts_of_tokenizer_json(root, file), config);
+  }
+  if (has("tokenizer.model")) {
+    const std::string file = folder + "/tokenizer.model";
+    const std::string model = read_file(file, kMaxModelBytes);
+    if (is_tiktoken(model)) return pipeline(parts_of_tiktoken(model, file), config);
+    return sentencepiece_tokenizer(model, file, config.add_bos_token);
+  }
+  if (has("vocab.json") && has("merges.txt")) {
+    const std::string file = folder + "/vocab.json";
+    return pipeline(
+        parts_of_vocab_and_merges(read_file(file, kMaxJsonBytes), read_file(folder + "/merges.txt", kMaxJsonBytes),
+                                  read_if_there(folder + "/added_tokens.json", kMaxConfigBytes), config, file),
+        config);
+  }
+  MOH_CHECK(files.empty() || (files.size() == 1 && has("tokenizer_config.json")), place,
+            "no tokenizer that can be read (", files.empty() ? "" : files.front(),
+            "), expected tokenizer.json, tokenizer.model, or vocab.json and merges.txt");
+  return bytes_tokenizer();
 }
 
 std::vector<std::string> tokenizer_files(const std::string& folder) {
@@ -322,40 +112,6 @@ std::vector<std::string> tokenizer_files(const std::string& folder) {
   for (const char* name : kNames)
     if (exists(folder + "/" + name)) found.emplace_back(name);
   return found;
-}
-
-void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size) {
-  const std::string text = read_file(text_file);
-  LineIterator lines(text);
-  std::string model;
-  try {
-    const auto status = sentencepiece::SentencePieceTrainer::Train(
-        {
-            {"minloglevel", std::to_string(kLogFatal)},
-            {"model_type", "bpe"},
-            {"vocab_size", std::to_string(vocab_size)},
-            {"byte_fallback", "true"},  // newlines too, which the trainer never sees
-            {"character_coverage", "1.0"},
-            {"normalization_rule_name", "identity"},
-            {"split_digits", "true"},
-            {"allow_whitespace_only_pieces", "true"},
-            {"remove_extra_whitespaces", "false"},
-            {"add_dummy_prefix", "true"},
-            {"max_sentence_length", std::to_string(LineIterator::kMaxBytes)},
-            {"unk_id", "0"},
-            {"bos_id", "1"},
-            {"eos_id", "2"},
-            {"pad_id", "-1"},
-        },
-        &lines, &model);
-    MOH_CHECK(status.ok(), start_of_error(text_file), "cannot train a tokenizer of ", vocab_size,
-              " pieces: ", reason(status));
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    fail(start_of_error(text_file), "cannot train a tokenizer: ", error.what());
-  }
-  write_file(folder + "/tokenizer.model", model);
 }
 
 }  // namespace moh::io

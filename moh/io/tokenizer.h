@@ -12,22 +12,30 @@ namespace moh::io {
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  // No special tokens are added; special tokens written in the text are plain text.
-  virtual std::vector<std::int64_t> encode(std::string_view text) const = 0;
+  // No special tokens are added. Special tokens written in the text are plain text, which is the safe reading of text
+  // from elsewhere; with `parse_special` they become those tokens. Broken UTF-8 is read as U+FFFD (but by "bytes").
+  virtual std::vector<std::int64_t> encode(std::string_view text, bool parse_special) const = 0;
+  std::vector<std::int64_t> encode(std::string_view text) const { return encode(text, false); }
   // The text of a sequence; ids outside the vocabulary are an Error. Concatenating decodes of parts need not equal the
   // decode of the whole (UTF-8 may be split): see piece_bytes.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   // The raw bytes that one id appends to the output of a running generation (SentencePiece's word-start mark becomes a
-  // space; control tokens give nothing). Their concatenation, less one leading space for SentencePiece, is the text.
+  // space; special tokens give nothing). Their concatenation, less one leading space if `strips_leading_space`, is the
+  // text; moh/io/utf8.h cuts it between characters.
   virtual std::string piece_bytes(std::int64_t id) const = 0;
   virtual std::int64_t vocab_size() const = 0;
   virtual std::int64_t bos_id() const = 0;  // -1: none
   virtual std::int64_t eos_id() const = 0;  // -1: none
-  virtual std::string kind() const = 0;     // "sentencepiece", "bytes"
+  // Whether a text or prompt begins with the BOS token, as the model was trained.
+  virtual bool adds_bos() const = 0;
+  virtual bool strips_leading_space() const = 0;
+  // "tokenizer.json", "sentencepiece", "tiktoken", "vocab.json", "bytes"
+  virtual std::string kind() const = 0;
 };
 
-// The tokenizer of a model folder: tokenizer.model (SentencePiece) if there is one, else bytes (ids 0..255, no special
-// tokens). A tokenizer file of a kind that cannot be read yet is an Error, never a silent fallback.
+// The tokenizer of a model folder: tokenizer.json (byte-pair encoding), else tokenizer.model (SentencePiece or tiktoken
+// ranks), else vocab.json with merges.txt; bytes (ids 0..255, no special tokens) where there is no tokenizer file at
+// all. A tokenizer that cannot be read is an Error, never a silent fallback.
 std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder);
 std::shared_ptr<const Tokenizer> bytes_tokenizer();
 

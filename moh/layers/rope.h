@@ -5,13 +5,9 @@
 
 #include <string>
 
-namespace moh::layers {
+#include "moh/layers/rope_scaling.h"
 
-struct RopeScaling {  // config.json `rope_scaling`; type "default", "linear" or "llama3"
-  std::string type = "default";
-  double factor = 1.0, low_freq_factor = 1.0, high_freq_factor = 4.0;
-  std::int64_t original_max_position_embeddings = 8192;
-};
+namespace moh::layers {
 
 // [D / 2] fp32: theta^(-2i / D), after scaling.
 at::Tensor rope_inverse_frequencies(std::int64_t head_dim, double theta, const RopeScaling& scaling);

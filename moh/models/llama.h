@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "moh/io/checkpoint.h"
+#include "moh/layers/rope.h"
 #include "moh/models/llama_config.h"
 #include "moh/models/parameter.h"
 #include "moh/ops/routing.h"

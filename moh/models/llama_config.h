@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "moh/base/fields.h"
-#include "moh/layers/rope.h"
+#include "moh/layers/rope_scaling.h"
 
 namespace moh::models {
 

@@ -1,0 +1,17 @@
+// SentencePiece models (tokenizer.model of Llama 2, Mistral, Gemma and of `moh tokenizer train`).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "moh/io/tokenizer.h"
+
+namespace moh::io {
+
+// `adds_bos`: what tokenizer_config.json says about it, if anything.
+std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model, const std::string& label,
+                                                         std::optional<bool> adds_bos);
+
+}  // namespace moh::io

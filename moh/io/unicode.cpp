@@ -1,0 +1,84 @@
+#include "moh/io/unicode.h"
+
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "moh/base/error.h"
+
+namespace moh::io {
+namespace {
+
+// Below these bytes every character is its own normal form: U+0300 begins with 0xcc; the first character with a
+// decomposition is U+00A0, which begins with 0xc2.
+unsigned char first_changing_byte(NormalForm form) { return form == NormalForm::nfc ? 0xcc : 0xc2; }
+
+// Longest part normalised at once. utf8proc counts in int32 and needs 4 bytes a character.
+constexpr std::size_t kPart = 1 << 16;
+
+// A place to cut: before an ASCII character, with which nothing before it can join or change places.
+std::size_t part_size(std::string_view text) {
+  if (text.size() <= kPart) return text.size();
+  std::size_t at = kPart;
+  while (at < text.size() && static_cast<unsigned char>(text[at]) >= 0x80) ++at;
+  return at;
+}
+
+}  // namespace
+
+bool is_white_space(std::uint32_t c) {
+  return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+bool is_word(std::uint32_t c) {
+  if (c == 0x200c || c == 0x200d) return true;  // joiners
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC:
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::string normalize(std::string_view text, NormalForm form) {
+  const unsigned char limit = first_changing_byte(form);
+  const auto stays = [&](std::string_view part) {
+    return std::all_of(part.begin(), part.end(), [&](char c) { return static_cast<unsigned char>(c) < limit; });
+  };
+  const bool composes = form == NormalForm::nfc || form == NormalForm::nfkc;
+  const bool compatible = form == NormalForm::nfkc || form == NormalForm::nfkd;
+  const auto options = static_cast<utf8proc_option_t>(
+      UTF8PROC_STABLE | (composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) | (compatible ? UTF8PROC_COMPAT : 0));
+  std::string result;
+  result.reserve(text.size());
+  while (!text.empty()) {
+    const std::string_view part = text.substr(0, part_size(text));
+    text.remove_prefix(part.size());
+    if (stays(part)) {
+      result += part;
+      continue;
+    }
+    utf8proc_uint8_t* mapped = nullptr;
+    const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(part.data()),
+                                               static_cast<utf8proc_ssize_t>(part.size()), &mapped, options);
+    const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
+    MOH_CHECK(size >= 0, "[tokenizer] cannot normalise the text: ", utf8proc_errmsg(size));
+    result.append(reinterpret_cast<const char*>(mapped), static_cast<std::size_t>(size));
+  }
+  return result;
+}
+
+}  // namespace moh::io
