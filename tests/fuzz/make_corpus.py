@@ -1,0 +1,149 @@
+"""Writes tests/fuzz/corpus: one small valid file of every form that a reader knows, for the fuzzer to mutate.
+Needs torch and numpy (.venv); pictures are drawn with zlib and, if it is there, Pillow."""
+
+import base64
+import io
+import json
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+import torch
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+
+
+def put(target, name, content):
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def safetensors(entries, data):
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def make_safetensors():
+    f32 = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}
+    put("safetensors", "two", safetensors({"__metadata__": {"format": "pt"}, "a": f32, "b.c": {
+        "dtype": "BF16", "shape": [2], "data_offsets": [8, 12]}}, bytes(12)))
+    put("safetensors", "scalar", safetensors({"s": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]}}, bytes(8)))
+    put("safetensors", "empty", safetensors({"e": {"dtype": "BOOL", "shape": [0, 3], "data_offsets": [0, 0]}}, b""))
+
+
+def make_config():
+    dense = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48,
+                 num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5,
+                 max_position_embeddings=64, rope_theta=1e4, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 32}
+    moh = {"router": "two-stage", "shared_heads": [1, 2], "top_k": [1, 1], "beta": 0.01}
+    for name, change in {
+        "dense": {}, "moh": {"moh": moh}, "norm": {"moh": {"router": "norm", "shared_heads": 2, "top_k": 1}},
+        "llama3": {"rope_scaling": llama3, "eos_token_id": [2, 3]}, "linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "new_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "dtype": "bfloat16"},
+        "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16},
+        "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
+        "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": False},
+        "gemma": {"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "hidden_activation": "gelu_pytorch_tanh"},
+        "remote": {"auto_map": {"AutoModelForCausalLM": "modeling_moh.LlamaForCausalLM"}, "torch_dtype": "float16"},
+    }.items():
+        put("config", name, json.dumps(dense | change))
+
+
+def make_npy():
+    for name, array in {"u2": np.arange(5, dtype="u2"), "u4": np.arange(3, dtype="u4"), "f8": np.zeros((2, 3)),
+                        "scalar": np.array(7), "empty": np.zeros((0, 4), "f4")}.items():
+        file = io.BytesIO()
+        np.save(file, array)
+        put("npy", name, file.getvalue())
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.arange(4, dtype="i8"), version=(3, 0))
+    put("npy", "version3", file.getvalue())
+
+
+def make_tokenizer_json():
+    def tokenizer(pre, normalizer=None, decoder=None, added=(), post=None, **model):
+        vocab = {token: i for i, token in enumerate(["<unk>", "a", "b", "ab", "Ġ", "Ġab", "▁", "▁a", "<0x41>", "é", "1", "c"])}
+        merges = [["a", "b"], ["Ġ", "ab"], "▁ a"]
+        return json.dumps({"added_tokens": list(added), "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post,
+                           "decoder": decoder, "model": {"type": "BPE", "vocab": vocab, "merges": merges} | model},
+                          ensure_ascii=False)
+
+    def split(pattern, behavior, kind="Regex", invert=False):
+        return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    llama3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+              r"|\s+(?!\S)|\s+")
+    special = {"id": 12, "content": "<s>", "special": True, "lstrip": True, "rstrip": True}
+    plain = {"id": 13, "content": "ab c", "single_word": True, "normalized": True}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    marks = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    fallback = {"type": "Sequence", "decoders": [marks, {"type": "ByteFallback"}, {"type": "Fuse"},
+                                                 {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    put("tokenizer_json", "gpt2", tokenizer({"type": "ByteLevel"}, decoder={"type": "ByteLevel"}, added=[special]))
+    put("tokenizer_json", "llama3", tokenizer(
+        {"type": "Sequence", "pretokenizers": [split(llama3, "Isolated"), bytes_]}, ignore_merges=True, added=[special, plain],
+        post={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}))
+    put("tokenizer_json", "qwen", tokenizer({"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True}, split(r"\w+", "Removed", invert=True), bytes_]}, {"type": "NFC"}))
+    put("tokenizer_json", "llama2", tokenizer(None, {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, spaces]}, fallback, [special, plain], byte_fallback=True, fuse_unk=True,
+        unk_token="<unk>"))
+    put("tokenizer_json", "mistral", tokenizer({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
+                                               decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}))
+    put("tokenizer_json", "gemma", tokenizer(split(" ", "MergedWithPrevious", "String"), spaces, fallback))
+    put("tokenizer_json", "splits", tokenizer({"type": "Sequence", "pretokenizers": [
+        split("[ab]", "Contiguous"), split("c", "MergedWithNext"), {"type": "Punctuation"}, {"type": "WhitespaceSplit"}]},
+        {"type": "NFKD"}))
+
+
+def make_tiktoken():
+    lines = [base64.b64encode(bytes([i])).decode() + f" {i}" for i in range(256)]
+    put("tiktoken", "bytes", "\n".join(lines + [base64.b64encode(b"ab").decode() + " 256"]) + "\n")
+    put("tiktoken", "start", "\n".join(lines[:8]) + "\r\n")
+    put("tiktoken", "tokens", "the thethe ababab  \n\n12345678<|eot_id|>")
+
+
+def make_torch_file():
+    for name, value in {"flat": {"a.weight": torch.zeros(2, 3), "a.bias": torch.ones(3, dtype=torch.bfloat16)},
+                        "nested": {"state_dict": {"module.w": torch.zeros(4).half()[::2]}, "epoch": 3, "args": ("x", None, 1.5, [True])}}.items():
+        file = io.BytesIO()
+        torch.save(value, file)
+        put("torch_file", name, file.getvalue())
+    file = io.BytesIO()
+    import zipfile
+    torch.save({"w": torch.zeros(2)}, file)
+    with zipfile.ZipFile(file) as archive:
+        put("torch_file", "pickle", next(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")))
+
+
+def png(width, height, depth, color, rows):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes(range(12))) if color == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def make_image():
+    put("image", "rgb.png", png(3, 2, 8, 2, (b"\0" + bytes(9)) * 2))
+    put("image", "alpha.png", png(2, 2, 8, 6, (b"\1" + bytes(8)) * 2))
+    put("image", "palette.png", png(4, 2, 2, 3, b"\0\x1b\0\xe4"))
+    put("image", "grey16.png", png(2, 1, 16, 0, b"\0" + bytes(4)))
+    try:
+        from PIL import Image
+    except ImportError:
+        return
+    for mode in ("RGB", "L", "CMYK"):
+        for progressive in (False, True):
+            file = io.BytesIO()
+            Image.new(mode, (9, 7)).save(file, "JPEG", quality=60, progressive=progressive)
+            put("image", f"{mode.lower()}{'_progressive' if progressive else ''}.jpg", file.getvalue())
+
+
+for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_image):
+    make()
