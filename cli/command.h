@@ -3,6 +3,7 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
 
 #include <CLI/CLI.hpp>
 #include <atomic>
@@ -19,7 +20,7 @@ namespace moh::cli {
 // on stdout otherwise (on stderr with --json).
 struct Context {
   bool json = false;
-  std::string device = "cpu", dtype = "fp32", backend, config_file;
+  std::string device = "cpu", dtype = "auto", backend, config_file, read_as = "auto";
   int threads = 0;
   std::uint64_t seed = 0;
   std::string command;             // as typed, quoted for a shell
@@ -30,6 +31,8 @@ struct Context {
   // Threads, backend and device as asked for. Errors: an unknown backend, a device that is not there.
   void apply() const;
   at::Device torch_device() const;
+  // What --dtype asks weights to be converted to: nothing for `auto`. Error: an unknown name.
+  std::optional<at::ScalarType> weights_type() const;
 };
 
 using Run = std::function<int()>;

@@ -12,6 +12,7 @@
 #include "cli/config_file.h"
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::cli {
 
@@ -46,6 +47,11 @@ at::Device Context::torch_device() const {
   MOH_CHECK(at::globalContext().hasCUDA(), "[device] `", device,
             "` is not available: this torch or machine has no CUDA");
   return at::Device(device);
+}
+
+std::optional<at::ScalarType> Context::weights_type() const {
+  if (dtype == "auto") return std::nullopt;
+  return ops::autocast_type(dtype).value_or(at::kFloat);
 }
 
 namespace {
@@ -85,7 +91,7 @@ int run(int argc, char** argv) {
     sub->add_flag("--json", context.json, "one JSON object a line on stdout, people's text on stderr")->group(group);
     sub->add_option("--device", context.device, "cpu or cuda[:i]")->group(group);
     if (sub->get_option_no_throw("--dtype") == nullptr) {
-      sub->add_option("--dtype", context.dtype, "fp32, bf16 or fp16")->group(group);
+      sub->add_option("--dtype", context.dtype, "fp32, bf16 or fp16; auto: as the checkpoint has it")->group(group);
     }
     if (sub->get_option_no_throw("--threads") == nullptr) {
       sub->add_option("--threads", context.threads, "CPU threads; 0: all cores")->group(group);
@@ -94,6 +100,12 @@ int run(int argc, char** argv) {
       sub->add_option("--seed", context.seed, "random seed")->group(group);
     }
     sub->add_option("--backend", context.backend, "insist on an attention backend; see `moh info`")->group(group);
+    sub->add_option(
+           "--read-as", context.read_as,
+           "a LLaMA folder without an object `moh` is: auto (by `auto_map`), dense, or moh-llama (the authors' "
+           "MoH-LLaMA3, h/2 shared heads and h/4 routed)")
+        ->check(CLI::IsMember({"auto", "dense", "moh-llama"}))
+        ->group(group);
     sub->add_option("--config", context.config_file, "TOML file with sections [train], [model], [moh]")->group(group);
     sub->add_option("--SECTION.KEY", "set one value of a section, e.g. --model.num_hidden_layers 4")->group(group);
     sub->parse_complete_callback([&chosen, &runs, i] { chosen = runs[i]; });

@@ -11,6 +11,7 @@
 #include "cli/progress.h"
 #include "moh/io/tokenizer.h"
 #include "moh/models/conversion.h"
+#include "cli/commands/export_model.h"
 #include "moh/models/llama.h"
 
 namespace moh::cli {
@@ -18,7 +19,7 @@ namespace {
 
 struct Options {
   std::string preset, weights = "auto";
-  std::string in, out, router = "norm", straight_through = "selected", select = "head", shared_by = "first";
+  std::string in, out, export_to, router = "norm", straight_through = "selected", select = "head", shared_by = "first";
   std::string budget = "uniform", data;
   bool fit_router = false;
   double activated = 0.75, beta = 0.01;
@@ -109,16 +110,19 @@ models::Llama make_moh(const Context& context, const Options& options, models::L
 }
 
 int convert(const Context& context, const Options& options) {
+  if (!options.export_to.empty()) return export_model(context, options.in, options.out);
   if (is_vit_checkpoint(options.in)) {
     return convert_vit(context, options.in, options.out, options.preset, options.weights);
   }
-  models::LlamaConfig dense = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json");
+  models::LlamaConfig dense = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json",
+                                                         models::read_as(context.read_as));
   MOH_CHECK(!std::filesystem::exists(options.out + "/model.safetensors"), "[convert] ", options.out,
             " holds a model already; choose another folder");
   const bool was_moh = dense.moh.has_value();
   // An official MoH folder becomes one that says so in config.json; its weights and heads stay.
   if (was_moh) dense.source.erase("auto_map");
   io::NamedTensors tensors = io::load_tensors(options.in);
+  io::check_finite(tensors, options.in);
   const models::Llama model =
       was_moh ? models::Llama(dense, std::move(tensors)) : make_moh(context, options, dense, std::move(tensors));
   model.save(options.out);
@@ -149,7 +153,8 @@ int convert(const Context& context, const Options& options) {
 const Registered registered{
     {"convert", "turn a dense model folder into a MoH one", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
-       app.add_option("in", options->in, "dense Hugging Face LLaMA folder, or a MoH-ViT checkpoint file")->required();
+       app.add_option("in", options->in, "dense Hugging Face folder of the LLaMA family, an authors' MoH one, or a MoH-ViT checkpoint file")
+           ->required();
        app.add_option("out", options->out, "new MoH folder")->required();
        app.add_option("--preset", options->preset,
                       "configuration of a vision checkpoint (.pth, .safetensors) whose shapes leave it open");
@@ -162,6 +167,12 @@ const Registered registered{
        app.add_option("--router", options->router, "norm: parameter-free, by query norm; two-stage: trained")
            ->check(CLI::IsMember({"norm", "two-stage"}));
        app.add_option("--beta", options->beta, "weight of the load-balance loss in tuning");
+       app.add_option("--export", options->export_to,
+                      "hf: write the model, dense or MoH, as it is, for Python's transformers (a MoH model with "
+                      "trust_remote_code)")
+           ->check(CLI::IsMember({"hf"}))
+           ->excludes(app.get_option("--activated"), app.get_option("--shared"), app.get_option("--top-k"),
+                      app.get_option("--router"));
        app.add_option("--straight-through", options->straight_through,
                       "scores that get a gradient: selected heads', all (at the price of computing all heads), none")
            ->check(CLI::IsMember({"selected", "all", "none"}));

@@ -9,7 +9,6 @@
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
 #include "moh/eval/perplexity.h"
-#include "moh/ops/autocast.h"
 
 namespace moh::cli {
 namespace {
@@ -23,16 +22,14 @@ struct Options {
 
 int run_eval(const Context& context, const Options& options) {
   if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.images);
-  models::Llama model = models::Llama::load(options.model, at::kFloat);
+  models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
   const auto tokenizer = io::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
-  eval::PerplexityOptions perplexity = options.perplexity;
-  perplexity.autocast = ops::autocast_type(context.dtype);
   Progress progress("eval");
   const auto start = std::chrono::steady_clock::now();
-  const auto result = eval::perplexity(model, stream, perplexity, [&](double done) { progress.update(done); });
+  const auto result = eval::perplexity(model, stream, options.perplexity, [&](double done) { progress.update(done); });
   progress.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Json line = Json::object();

@@ -10,7 +10,6 @@
 #include "cli/run_time_heads.h"
 #include "moh/io/tokenizer.h"
 #include "moh/io/utf8.h"
-#include "moh/ops/autocast.h"
 
 namespace moh::cli {
 namespace {
@@ -32,8 +31,7 @@ std::size_t find_stop(const std::string& text, const std::vector<std::string>& s
 }
 
 int run_generate(const Context& context, Options options) {
-  const at::ScalarType dtype = ops::autocast_type(context.dtype).value_or(at::kFloat);
-  models::Llama model = models::Llama::load(options.model, dtype);
+  models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
   const auto tokenizer = io::load_tokenizer(options.model);
@@ -45,7 +43,12 @@ int run_generate(const Context& context, Options options) {
   if (adds_bos && bos >= 0) prompt.push_back(bos);
   for (const std::int64_t id : tokenizer->encode(options.prompt)) prompt.push_back(id);
   const std::int64_t room = model.config().max_position_embeddings - static_cast<std::int64_t>(prompt.size());
-  options.max_tokens = std::min(options.max_tokens, room);
+  MOH_CHECK(room > 0, "[generate] a prompt of ", prompt.size(), " tokens leaves no room in the model's context of ",
+            model.config().max_position_embeddings, "; shorten it");
+  if (options.max_tokens > room) {
+    options.max_tokens = room;
+    fmt::print(stderr, "the model's context leaves room for {} tokens\n", room);
+  }
   for (const std::string& stop : options.stop) MOH_CHECK(!stop.empty(), "[generate] --stop must not be empty");
 
   // SentencePiece marks the start of the text with a space of its own.

@@ -40,17 +40,27 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
           {"values", values}};
 }
 
+// config.json names the weights' type, in one of two keys.
+bool half_weights(const Json& config) {
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    if (const auto found = config.find(key); found != config.end()) return *found == "bfloat16" || *found == "float16";
+  }
+  return false;
+}
+
 int inspect(const Context& context, const Options& options) {
   if (is_vit_folder(options.model) || models::is_vit_preset(options.model)) {
     return inspect_vit(context, options.model, options.data, options.html);
   }
+  const auto as = models::read_as(context.read_as);
   const bool is_folder = std::filesystem::is_directory(options.model);
   models::LlamaConfig config =
-      is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json")
+      is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json", as)
                 : models::llama_preset(options.model);
   options.heads.apply(config);
   const std::int64_t positions = options.sequence > 0 ? options.sequence : config.max_position_embeddings;
-  const auto cost = models::llama_cost(config, positions, context.dtype == "fp32" ? 4 : 2);
+  const bool is_half = context.dtype == "auto" ? half_weights(config.source) : context.dtype != "fp32";
+  const auto cost = models::llama_cost(config, positions, is_half ? 2 : 4);
   Json line = Json::object();
   line["model"] = options.model;
   line["parameters"] = cost.parameters;
@@ -66,8 +76,9 @@ int inspect(const Context& context, const Options& options) {
   std::optional<eval::HeadLoad> load;
   if (!options.data.empty()) {
     MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", options.model, "` is a preset");
-    models::Llama model = models::Llama::load(options.model, at::kFloat);
+    models::Llama model = models::Llama::load(options.model, context.weights_type(), as);
     options.heads.apply(model.mutable_config());
+    io::check_finite(model.parameters(), options.model);
     const auto tokenizer = io::load_tokenizer(options.model);
     const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
     load = eval::head_load(model, stream, options.sequence, options.max_windows);

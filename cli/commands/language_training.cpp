@@ -86,7 +86,7 @@ std::string format_line(const Json& line, const std::string& unit) {
 int train(const Context& context, const Options& options, bool from_preset) {
   LanguageRun run;
   train::TrainConfig config;
-  config.dtype = context.dtype;
+  if (context.dtype != "auto") config.dtype = context.dtype;
   config.seed = static_cast<std::int64_t>(context.seed);
   std::string checkpoint;
   const std::string out_given = options.given_run.value("out", "");
@@ -116,7 +116,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
 
   const auto load_model = [&]() -> models::Llama {
     if (!checkpoint.empty()) return models::Llama::load(checkpoint, at::kFloat);
-    if (!from_preset) return models::Llama::load(run.model, at::kFloat);
+    if (!from_preset) return models::Llama::load(run.model, at::kFloat, models::read_as(context.read_as));
     // Text without a tokenizer is bytes, a vocabulary of 256; token ids without one fit the preset's vocabulary.
     const bool is_ids = run.data.ends_with(".npy") || run.data.ends_with(".bin");
     const auto model_config =
@@ -124,6 +124,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
     return models::Llama::initialize(model_config, static_cast<std::uint64_t>(config.seed));
   };
   models::Llama model = load_model();
+  io::check_finite(model.parameters(), from_preset ? run.out : run.model);
   model.to(context.torch_device());
   const std::int64_t context_size = model.config().max_position_embeddings;
   if (!options.given_train.contains("sequence") && !options.resume) {
@@ -136,7 +137,8 @@ int train(const Context& context, const Options& options, bool from_preset) {
   if (!run.valid.empty()) valid = data::TokenStream::open(run.valid, tokenizer.get(), vocabulary);
   std::optional<models::Llama> teacher;
   if (!run.distill.empty()) {
-    teacher = models::Llama::load(run.distill, at::kFloat);
+    teacher = models::Llama::load(run.distill, at::kFloat, models::ReadAs::kAuto);
+    io::check_finite(teacher->parameters(), run.distill);
     teacher->to(context.torch_device());
   }
 

@@ -61,12 +61,16 @@ TokenStream TokenStream::open(const std::string& path, const io::Tokenizer* toke
     }
   } else {
     MOH_CHECK(tokenizer != nullptr, "[data] ", path, " is text and needs a tokenizer");
+    std::size_t bytes = 0;
     for (const std::string& file : text_files(path)) {
+      const std::string text = io::read_file(file);
+      bytes += text.size();
       if (tokenizer->adds_bos()) stream.owned_.push_back(static_cast<std::uint32_t>(tokenizer->bos_id()));
-      for (const std::int64_t id : tokenizer->encode(io::read_file(file))) {
+      for (const std::int64_t id : tokenizer->encode(text)) {
         stream.owned_.push_back(static_cast<std::uint32_t>(id));
       }
     }
+    MOH_CHECK(bytes > 0, "[data] ", path, " is empty");  // a BOS alone is no data
     stream.size_ = static_cast<std::int64_t>(stream.owned_.size());
     stream.wide_ = stream.owned_.data();
   }

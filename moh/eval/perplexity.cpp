@@ -61,7 +61,11 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
   result.nll = loss / static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.nll);
   result.active_heads = active / static_cast<double>(result.tokens);
-  MOH_CHECK(std::isfinite(result.nll), "[perplexity] the loss is not finite; are there NaNs in the weights?");
+  if (!std::isfinite(result.nll)) {
+    io::check_finite(model.parameters(), "perplexity");
+    fail("[perplexity] the loss is not finite, although the weights are; does the model overflow in ",
+         model.parameters().front().second.scalar_type(), "? Try --dtype fp32");
+  }
   return result;
 }
 

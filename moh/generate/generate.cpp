@@ -81,7 +81,10 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
   models::KvCache cache = model.make_cache(1, prompt_size + max_tokens);
   const auto step = [&](const std::vector<std::int64_t>& ids) {
     const at::Tensor input = at::tensor(ids, at::TensorOptions(at::kLong)).unsqueeze(0).to(model.device());
-    return model.forward({.ids = input, .cache = &cache, .last_only = true});
+    models::LlamaOutput output = model.forward({.ids = input, .cache = &cache, .last_only = true});
+    // NaN logits: name the weight that is to blame, if one is.
+    if (std::isnan(output.logits.max().item<double>())) io::check_finite(model.parameters(), "generate");
+    return output;
   };
   const auto start = Clock::now();
   models::LlamaOutput output = step(prompt);

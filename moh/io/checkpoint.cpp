@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <filesystem>
+#include <memory>
 #include <set>
 
 #include "moh/base/error.h"
@@ -35,28 +37,42 @@ at::ScalarType type_of(const std::string& dtype, const std::string& name, const 
   return type->second;
 }
 
-at::Tensor to_tensor(const TensorView& view, const std::string& path) {
-  at::Tensor tensor = at::empty(view.shape, at::TensorOptions(type_of(view.dtype, view.name, path)));
-  if (!view.bytes.empty()) std::memcpy(tensor.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
+at::Tensor to_tensor(const std::shared_ptr<SafetensorsFile>& file, const TensorView& view,
+                     std::optional<at::ScalarType> dtype) {
+  const at::TensorOptions options(type_of(view.dtype, view.name, file->path()));
+  if (view.bytes.empty()) return at::empty(view.shape, options);
+  void* data = const_cast<std::byte*>(view.bytes.data());
+  at::Tensor tensor;
+  if (reinterpret_cast<std::uintptr_t>(data) % options.dtype().itemsize() == 0) {
+    tensor = at::from_blob(
+        data, view.shape, [file](void*) {}, options);
+  } else {  // a file whose header was not padded
+    tensor = at::empty(view.shape, options);
+    std::memcpy(tensor.mutable_data_ptr(), data, view.bytes.size());
+    drop_pages(view.bytes);
+  }
+  if (!dtype || !tensor.is_floating_point() || tensor.scalar_type() == *dtype) return tensor;
+  tensor = tensor.to(*dtype);
+  drop_pages(view.bytes);
   return tensor;
 }
 
-void append_file(const std::string& path, NamedTensors& tensors) {
-  const SafetensorsFile file(path);
-  for (const TensorView& view : file.tensors()) tensors.emplace_back(view.name, to_tensor(view, path));
+void append_file(const std::string& path, std::optional<at::ScalarType> dtype, NamedTensors& tensors) {
+  const auto file = std::make_shared<SafetensorsFile>(path);
+  for (const TensorView& view : file->tensors()) tensors.emplace_back(view.name, to_tensor(file, view, dtype));
 }
 
 }  // namespace
 
-NamedTensors load_tensors(const std::string& path) {
+NamedTensors load_tensors(const std::string& path, std::optional<at::ScalarType> dtype) {
   NamedTensors tensors;
   if (fs::is_regular_file(path)) {
-    append_file(path, tensors);
+    append_file(path, dtype, tensors);
     return tensors;
   }
   const std::string single = path + "/model.safetensors", index_file = path + "/model.safetensors.index.json";
   if (fs::exists(single)) {
-    append_file(single, tensors);
+    append_file(single, dtype, tensors);
     return tensors;
   }
   MOH_CHECK(fs::exists(index_file), "[checkpoint] ", path,
@@ -77,7 +93,7 @@ NamedTensors load_tensors(const std::string& path) {
   }
   for (const std::string& shard : shards) {
     const std::size_t before = tensors.size();
-    append_file(path + "/" + shard, tensors);
+    append_file(path + "/" + shard, dtype, tensors);
     for (std::size_t i = before; i < tensors.size(); ++i) {
       const auto found = shard_of.find(tensors[i].first);
       MOH_CHECK(found != shard_of.end() && found->second == shard, "[checkpoint] ", path, "/", shard, ": tensor `",
@@ -103,6 +119,16 @@ NamedTensors load_torch_tensors(const std::string& path, const std::vector<std::
     tensors.emplace_back(name, tensor);
   }
   return tensors;
+}
+
+void check_finite(const NamedTensors& tensors, const std::string& where) {
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.is_floating_point() || tensor.numel() == 0) continue;
+    // Least and largest value: NaN shows in both, and nothing of the tensor's size is allocated.
+    const auto [least, most] = at::aminmax(tensor);
+    MOH_CHECK(std::isfinite(least.item<double>()) && std::isfinite(most.item<double>()), "[", where, "] tensor `", name,
+              "` holds NaN or infinity; the checkpoint is damaged, or its training diverged");
+  }
 }
 
 void save_tensors(const std::string& file, const NamedTensors& tensors,

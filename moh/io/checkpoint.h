@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,9 +15,14 @@ namespace moh::io {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-// All tensors of a folder (or of one .safetensors file), copied out of the mapping one by one, in file order. Errors: a
-// missing shard, a tensor in no shard or not where the index says.
-NamedTensors load_tensors(const std::string& path);
+// All tensors of a folder (or of one .safetensors file), in file order. They lie in a private map of the file: nothing
+// is read before it is used, and writing to a tensor never reaches the file. With `dtype`, floating tensors of another
+// type are converted one by one, each one's part of the map being given back, so that memory stays at what is kept and
+// one tensor more. Errors: a missing shard, a tensor in no shard or not where the index says.
+NamedTensors load_tensors(const std::string& path, std::optional<at::ScalarType> dtype = std::nullopt);
+
+// Error "[where] tensor `x` holds NaN or infinity" for the first such tensor.
+void check_finite(const NamedTensors& tensors, const std::string& where);
 
 // Tensors of a checkpoint that torch.save wrote (moh/io/torch_file.h): of the dictionary under the first of `keys` that
 // it has, or of the file's own dictionary. Copied, contiguous, in the file's order.

@@ -2,6 +2,7 @@
 #include "moh/io/files.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,8 +10,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
+#include <vector>
 
 #include "moh/base/error.h"
 
@@ -19,6 +23,8 @@ namespace {
 
 // A write of more than 2 GB is cut short by Linux anyway.
 constexpr std::size_t kMaxChunk = std::size_t{1} << 30;
+
+constexpr const char* kTemporaryMark = ".tmp";  // NAME.tmpPROCESS-NUMBER
 
 [[noreturn]] void fail_errno(const std::string& path, const char* action, int code = errno) {
   fail("[files] ", path, ": cannot ", action, ": ", std::strerror(code));
@@ -68,7 +74,7 @@ class TemporaryFile {
     }
     static std::atomic<unsigned> counter{0};
     do {
-      name_ = path + ".tmp" + std::to_string(::getpid()) + "-" + std::to_string(counter++);
+      name_ = path + kTemporaryMark + std::to_string(::getpid()) + "-" + std::to_string(counter++);
       fd_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (fd_ < 0 && errno == EEXIST);
     if (fd_ < 0 && errno == ENOENT) {
@@ -141,6 +147,22 @@ void write_file(const std::string& path, const std::function<void(const Sink& wr
   file.commit();
 }
 
+void remove_stale_temporaries(const std::string& folder) {
+  std::error_code ignored;  // a folder that cannot be read has its error elsewhere
+  std::vector<std::filesystem::path> stale;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const std::size_t mark = name.rfind(kTemporaryMark);
+    int process = 0, number = 0, end = 0;
+    if (mark == std::string::npos) continue;
+    const std::string rest = name.substr(mark + std::strlen(kTemporaryMark));
+    if (std::sscanf(rest.c_str(), "%d-%d%n", &process, &number, &end) != 2) continue;
+    if (static_cast<std::size_t>(end) != rest.size() || process <= 0) continue;
+    if (::kill(process, 0) != 0 && errno == ESRCH) stale.push_back(entry.path());
+  }
+  for (const auto& path : stale) std::filesystem::remove(path, ignored);
+}
+
 // A file that another process cuts short while it is mapped ends this one with SIGBUS; files written by write_file are
 // replaced whole, so a mapping keeps its old content.
 MappedFile::MappedFile(const std::string& path) {
@@ -148,7 +170,7 @@ MappedFile::MappedFile(const std::string& path) {
   const Descriptor file(open_regular(path, info));
   if (info.st_size == 0) return;
   const std::size_t size = static_cast<std::size_t>(info.st_size);
-  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.get(), 0);
   if (address == MAP_FAILED) fail_errno(path, "map");
   data_ = static_cast<const std::byte*>(address);
   size_ = size;
@@ -165,6 +187,13 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
+}
+
+void drop_pages(std::span<const std::byte> part_of_mapping) {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(part_of_mapping.data());
+  const std::uintptr_t first = (begin + page - 1) / page * page, last = (begin + part_of_mapping.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void fsync_folder(const std::string& path) {

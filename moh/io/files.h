@@ -21,7 +21,11 @@ void write_file(const std::string& path, std::string_view content);
 using Sink = std::function<void(std::span<const std::byte>)>;
 void write_file(const std::string& path, const std::function<void(const Sink& write)>& producer);
 
-// A read-only memory map of a whole file; empty files map to an empty span.
+// Removes the temporary files that write_file calls of processes that no longer live left in `folder`.
+void remove_stale_temporaries(const std::string& folder);
+
+// A private memory map of a whole file; empty files map to an empty span. Whoever casts const away may write: the pages
+// concerned are copied first and the file never changes.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -34,6 +38,10 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+// Gives the memory of a mapping's pages back; they are read from the file again if need be, and what was written to
+// them is lost.
+void drop_pages(std::span<const std::byte> part_of_mapping);
 
 void fsync_folder(const std::string& path);
 

@@ -9,6 +9,7 @@
 
 #include "moh/base/error.h"
 #include "moh/layers/rope.h"
+#include "moh/layers/window_attention.h"
 #include "moh/models/llama_routing.h"
 #include "moh/ops/head_attention.h"
 #include "moh/ops/projection.h"
@@ -24,8 +25,40 @@ std::string layer_prefix(std::int64_t layer) { return "model.layers." + std::to_
 // Buffers that old checkpoints carry although they follow from the configuration.
 bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
 
-Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  return at::rms_norm(x, weight.sizes(), weight, eps);
+// With an offset (Gemma) the product with weight + offset is rounded once, from fp32, as that family was trained.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, const LlamaConfig& config) {
+  if (config.norm_offset == 0) return at::rms_norm(x, weight.sizes(), weight, config.rms_norm_eps);
+  const auto wide = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::rms_norm(x.to(wide), weight.sizes(), weight.to(wide) + config.norm_offset, config.rms_norm_eps)
+      .to(x.scalar_type());
+}
+
+Tensor activate(const Tensor& x, const std::string& activation) {
+  if (activation == "silu") return at::silu(x);
+  return at::gelu(x, activation == "gelu" ? "none" : "tanh");
+}
+
+std::string dtype_name(at::ScalarType type) {
+  switch (type) {
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kHalf:
+      return "float16";
+    case at::kDouble:
+      return "float64";
+    default:
+      return "float32";
+  }
+}
+
+// One stray id would read beyond the table, with a message that names nothing.
+void check_ids(const Tensor& ids, std::int64_t vocab_size) {
+  MOH_CHECK(ids.dim() == 2 && ids.numel() > 0, "[llama] ids must be [B, T] with at least one id, got ", ids.sizes());
+  if (!ids.is_cpu()) return;  // looking would stop the device; its own check ends the process
+  const auto [least, most] = at::aminmax(ids);
+  const auto low = least.item<std::int64_t>(), high = most.item<std::int64_t>();
+  MOH_CHECK(low >= 0 && high < vocab_size, "[llama] token id ", low < 0 ? low : high,
+            " is outside the model's vocabulary of ", vocab_size);
 }
 
 }  // namespace
@@ -38,16 +71,22 @@ std::vector<ParameterSpec> llama_parameters(const LlamaConfig& config) {
     specs.push_back({name + ".weight", {rows, columns}, true});
     if (has_bias) specs.push_back({name + ".bias", {rows}, false});
   };
-  const auto norm = [&](const std::string& name) { specs.push_back({name + ".weight", {hidden}, false}); };
+  const auto norm = [&](const std::string& name, std::int64_t size) {
+    specs.push_back({name + ".weight", {size}, false});
+  };
 
   matrix("model.embed_tokens", config.vocab_size, hidden);
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const std::string prefix = layer_prefix(layer), attention = prefix + "self_attn.";
-    norm(prefix + "input_layernorm");
-    matrix(attention + "q_proj", q_rows, hidden, config.attention_bias);
-    matrix(attention + "k_proj", kv_rows, hidden, config.attention_bias);
-    matrix(attention + "v_proj", kv_rows, hidden, config.attention_bias);
-    matrix(attention + "o_proj", hidden, q_rows, config.attention_bias);
+    norm(prefix + "input_layernorm", hidden);
+    matrix(attention + "q_proj", q_rows, hidden, config.qkv_bias);
+    matrix(attention + "k_proj", kv_rows, hidden, config.qkv_bias);
+    matrix(attention + "v_proj", kv_rows, hidden, config.qkv_bias);
+    matrix(attention + "o_proj", hidden, q_rows, config.output_bias);
+    if (config.query_key_norm) {
+      norm(attention + "q_norm", config.head_dim);
+      norm(attention + "k_norm", config.head_dim);
+    }
     if (config.moh && config.moh->router == "two-stage") {  // the matrices that each case needs: spec, section 1
       const std::int64_t group = config.heads_per_choice();
       const std::int64_t shared = config.shared_heads(layer) / group, top_k = config.top_k(layer) / group;
@@ -55,12 +94,12 @@ std::vector<ParameterSpec> llama_parameters(const LlamaConfig& config) {
       if (shared > 1) matrix(attention + "wg_1", shared, hidden);
       if (shared > 0 && top_k > 0) matrix(attention + "wg_0", 2, hidden);
     }
-    norm(prefix + "post_attention_layernorm");
+    norm(prefix + "post_attention_layernorm", hidden);
     matrix(prefix + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
     matrix(prefix + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
     matrix(prefix + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
   }
-  norm("model.norm");
+  norm("model.norm", hidden);
   if (!config.tie_word_embeddings) matrix("lm_head", config.vocab_size, hidden);
   return specs;
 }
@@ -106,6 +145,8 @@ void Llama::bind() {
     layer.k_bias = optionally(attention + "k_proj.bias");
     layer.v_bias = optionally(attention + "v_proj.bias");
     layer.o_bias = optionally(attention + "o_proj.bias");
+    layer.q_norm = optionally(attention + "q_norm.weight");
+    layer.k_norm = optionally(attention + "k_norm.weight");
     layer.wg = optionally(attention + "wg.weight");
     layer.wg_1 = optionally(attention + "wg_1.weight");
     layer.wg_0 = optionally(attention + "wg_0.weight");
@@ -133,28 +174,31 @@ Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
     if (spec.decays) {
       tensor.normal_(0.0, config.initializer_range, generator);
     } else {
-      tensor.fill_(spec.name.ends_with(".bias") ? 0.0 : 1.0);
+      tensor.fill_(spec.name.ends_with(".bias") ? 0.0 : 1.0 - config.norm_offset);
     }
     tensors.emplace_back(spec.name, tensor);
   }
   return Llama(config, std::move(tensors));
 }
 
-Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype) {
-  LlamaConfig config = parse_llama_config(io::load_config(folder), folder + "/config.json");
-  io::NamedTensors tensors = io::load_tensors(folder);
-  if (dtype) {
-    for (auto& [name, tensor] : tensors) tensor = tensor.to(*dtype);
-  }
-  return Llama(std::move(config), std::move(tensors));
+Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, ReadAs as) {
+  LlamaConfig config = parse_llama_config(io::load_config(folder), folder + "/config.json", as);
+  return Llama(std::move(config), io::load_tensors(folder, dtype));
 }
 
 void Llama::save(const std::string& folder) const {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   MOH_CHECK(!error, "[llama] cannot make folder ", folder, ": ", error.message());
+  Json json = llama_config_json(config_);
+  const std::string dtype = dtype_name(embedding_.scalar_type());
+  if (json.contains("dtype")) {  // transformers 5
+    json["dtype"] = dtype;
+  } else if (json.contains("torch_dtype") || dtype != "float32") {
+    json["torch_dtype"] = dtype;
+  }
   io::save_tensors(folder + "/model.safetensors", parameters_);
-  io::save_json(folder + "/config.json", llama_config_json(config_));
+  io::save_json(folder + "/config.json", json);
 }
 
 std::int64_t Llama::num_parameters() const {
@@ -192,22 +236,30 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
     return rows.reshape({batch, tokens, count, config_.head_dim});
   };
   // A trained router decides from x alone, before any query is computed: queries of unselected heads never are. The
-  // norm router needs every query.
+  // norm router needs every query: before RoPE, which keeps norms, and before the family's own query norm, after which
+  // every head's norm is about the same (Qwen3: sqrt(head_dim) but for its weights).
   optional<ops::Routing> routing;
   if (config_.moh && config_.moh->router != "norm") {
     routing = route_layer(config_, index, x, {}, {layer.wg, layer.wg_1, layer.wg_0});
   }
-  const Tensor plain_query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
-                                     : split(at::linear(x, layer.q, layer.q_bias), heads);
+  Tensor query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
+                         : split(at::linear(x, layer.q, layer.q_bias), heads);
   if (config_.moh && !routing) {
-    routing = route_layer(config_, index, x, plain_query, {});
+    routing = route_layer(config_, index, x, query, {});
     if (config_.moh->straight_through == "none") routing->gates = routing->gates.detach();
   }
   if (input.leaf_gates && routing) routing->gates = routing->gates.detach().set_requires_grad(true);
-  if (input.keep_router_inputs) output.router_inputs.push_back({x, plain_query});
-  const Tensor query = layers::apply_rope(plain_query, rope);
-  Tensor key = layers::apply_rope(split(at::linear(x, layer.k, layer.k_bias), config_.num_key_value_heads), rope);
+  if (input.keep_router_inputs) output.router_inputs.push_back({x, query});
+  Tensor key = split(at::linear(x, layer.k, layer.k_bias), config_.num_key_value_heads);
   Tensor value = split(at::linear(x, layer.v, layer.v_bias), config_.num_key_value_heads);
+  if (config_.query_key_norm) {
+    query = rms_norm(query, *layer.q_norm, config_);
+    key = rms_norm(key, *layer.k_norm, config_);
+  }
+  if (config_.has_rope(index)) {
+    query = layers::apply_rope(query, rope);
+    key = layers::apply_rope(key, rope);
+  }
   if (input.cache != nullptr) {
     KvCache& cache = *input.cache;
     cache.key[index].narrow(2, cache.length, tokens).copy_(key.transpose(1, 2));
@@ -216,10 +268,15 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
     value = cache.value[index].narrow(2, 0, cache.length + tokens).transpose(1, 2);
   }
 
+  const auto attend = [&](const Tensor& gates, bool all_gradients) {
+    const auto attention = all_gradients ? &ops::head_attention_composite : &ops::head_attention;
+    const std::int64_t window = config_.window(index);
+    return window > 0 ? layers::window_attention(attention, query, key, value, gates, bias, window)
+                      : attention(query, key, value, gates, bias, /*causal=*/true, std::nullopt);
+  };
   if (!routing) {
     const Tensor gates = at::ones({batch, tokens, heads}, query.options().dtype(at::kFloat).requires_grad(false));
-    const Tensor attended = ops::head_attention(query, key, value, gates, bias, /*causal=*/true);
-    return at::linear(attended.flatten(2), layer.o, layer.o_bias);
+    return at::linear(attend(gates, false).flatten(2), layer.o, layer.o_bias);
   }
   const MohConfig& moh = *config_.moh;
   const Tensor gates = routing->gates;
@@ -227,17 +284,14 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
     balance_losses.push_back(ops::load_balance_loss(routing->probabilities, routing->indices, moh.balance));
   }
   output.routing.push_back(std::move(*routing));
-  if (moh.straight_through == "all" &&
-      gates.requires_grad()) {  // every gate gets a gradient, so every head is computed
-    const Tensor attended = ops::head_attention_composite(query, key, value, gates, bias, /*causal=*/true);
-    return at::linear(attended.flatten(2), layer.o, layer.o_bias);
+  if (moh.straight_through == "all" && gates.requires_grad()) {  // every gate has a gradient: every head is computed
+    return at::linear(attend(gates, true).flatten(2), layer.o, layer.o_bias);
   }
-  const Tensor attended = ops::head_attention(query, key, value, gates, bias, /*causal=*/true);
-  return ops::combine_heads(attended, layer.o, layer.o_bias, gates);
+  return ops::combine_heads(attend(gates, false), layer.o, layer.o_bias, gates);
 }
 
 LlamaOutput Llama::forward(const LlamaInput& input) const {
-  MOH_CHECK(input.ids.dim() == 2, "[llama] ids must be [B, T], got ", input.ids.sizes());
+  check_ids(input.ids, config_.vocab_size);
   const std::int64_t tokens = input.ids.size(1);
   const std::int64_t past = input.cache != nullptr ? input.cache->length : 0;
   MOH_CHECK(past + tokens <= config_.max_position_embeddings, "[llama] ", past + tokens,
@@ -264,18 +318,20 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
 
   std::vector<Tensor> balance_losses;
   Tensor hidden = at::embedding(embedding_, input.ids);
+  // The factor is rounded to the weights' type first, as the family was trained.
+  if (config_.embedding_scale != 1) hidden = hidden * at::scalar_tensor(config_.embedding_scale, options);
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     const Layer& layer = layers_[i];
     if (input.keep_hidden) output.hidden.push_back(hidden);
-    hidden = hidden + attention(i, rms_norm(hidden, layer.input_norm, config_.rms_norm_eps), rope, bias, input, output,
-                                balance_losses);
-    const Tensor x = rms_norm(hidden, layer.post_norm, config_.rms_norm_eps);
-    hidden = hidden +
-             at::linear(at::silu(at::linear(x, layer.gate, layer.gate_bias)) * at::linear(x, layer.up, layer.up_bias),
-                        layer.down, layer.down_bias);
+    hidden =
+        hidden + attention(i, rms_norm(hidden, layer.input_norm, config_), rope, bias, input, output, balance_losses);
+    const Tensor x = rms_norm(hidden, layer.post_norm, config_);
+    hidden = hidden + at::linear(activate(at::linear(x, layer.gate, layer.gate_bias), config_.activation) *
+                                     at::linear(x, layer.up, layer.up_bias),
+                                 layer.down, layer.down_bias);
   }
   if (input.cache != nullptr) input.cache->length += tokens;
-  output.last_hidden = rms_norm(hidden, final_norm_, config_.rms_norm_eps);
+  output.last_hidden = rms_norm(hidden, final_norm_, config_);
   output.logits =
       at::linear(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden, lm_head_);
   if (!balance_losses.empty()) output.load_balance_loss = at::stack(balance_losses).mean();

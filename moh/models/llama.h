@@ -1,4 +1,5 @@
-// LLaMA for causal language modelling, dense or MoH, on Hugging Face's tensor names.
+// Models of the LLaMA family (llama_family.h) for causal language modelling, dense or MoH, on Hugging Face's tensor
+// names.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -58,8 +59,10 @@ class Llama {
 
   // Random weights: normal(0, initializer_range), norms one, biases zero; the same for the same seed.
   static Llama initialize(const LlamaConfig& config, std::uint64_t seed);
-  // A Hugging Face folder. Weights keep their type unless `dtype` says otherwise.
-  static Llama load(const std::string& folder, std::optional<at::ScalarType> dtype = std::nullopt);
+  // A Hugging Face folder. Weights keep their type unless `dtype` says otherwise, and stay in a map of the file
+  // (io::load_tensors).
+  static Llama load(const std::string& folder, std::optional<at::ScalarType> dtype = std::nullopt,
+                    ReadAs as = ReadAs::kAuto);
   // config.json and model.safetensors; the folder is made if need be.
   void save(const std::string& folder) const;
 
@@ -78,7 +81,7 @@ class Llama {
   struct Layer {
     at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
     std::optional<at::Tensor> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
-    std::optional<at::Tensor> wg, wg_1, wg_0;
+    std::optional<at::Tensor> q_norm, k_norm, wg, wg_1, wg_0;
   };
   void bind();
   at::Tensor attention(std::int64_t index, const at::Tensor& x, const layers::RopeTable& rope,

@@ -3,25 +3,11 @@
 #include <cmath>
 
 #include "moh/base/error.h"
+#include "moh/models/llama_config_json.h"
+#include "moh/models/llama_family.h"
 
 namespace moh::models {
 namespace {
-
-template <class T>
-void read(const Json& json, const char* key, T& value, const std::string& where) {
-  const auto found = json.find(key);
-  if (found == json.end() || found->is_null()) return;
-  bool fits = true;
-  if constexpr (std::is_same_v<T, bool>) {
-    fits = found->is_boolean();
-  } else if constexpr (std::is_integral_v<T>) {
-    fits = found->is_number_integer();
-  } else if constexpr (std::is_floating_point_v<T>) {
-    fits = found->is_number();
-  }
-  MOH_CHECK(fits, "[", where, "] `", key, "` cannot be ", found->dump().substr(0, 80));
-  found->get_to(value);
-}
 
 // One number for all layers, or one per layer.
 std::vector<std::int64_t> per_layer(const Json& json, const char* key, std::int64_t num_layers,
@@ -80,29 +66,31 @@ MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string
   return moh;
 }
 
-layers::RopeScaling parse_rope_scaling(const Json& json, const std::string& where) {
-  layers::RopeScaling scaling;
-  MOH_CHECK(json.is_object(), "[", where, "] `rope_scaling` must be an object or null, got ", json.type_name());
-  for (const char* key : {"type", "rope_type"}) {
-    if (json.contains(key) && json[key].is_string()) scaling.type = json[key].get<std::string>();
-  }
-  MOH_CHECK(scaling.type == "default" || scaling.type == "linear" || scaling.type == "llama3", "[", where,
-            "] `rope_scaling` of type `", scaling.type, "` is not known; known: default, linear, llama3");
-  read(json, "factor", scaling.factor, where);
-  read(json, "low_freq_factor", scaling.low_freq_factor, where);
-  read(json, "high_freq_factor", scaling.high_freq_factor, where);
-  read(json, "original_max_position_embeddings", scaling.original_max_position_embeddings, where);
-  MOH_CHECK(scaling.factor > 0 && scaling.original_max_position_embeddings > 0 &&
-                (scaling.type != "llama3" || scaling.high_freq_factor > scaling.low_freq_factor),
-            "[", where, "] `rope_scaling` ", json.dump().substr(0, 200), " makes no sense");
-  return scaling;
+// The custom code that `auto_map` names for language modelling, without the repository that transformers may put before
+// it; "" if none.
+std::string custom_code(const Json& json) {
+  const auto map = json.find("auto_map");
+  if (map == json.end() || !map->is_object()) return "";
+  const auto model = map->find("AutoModelForCausalLM");
+  if (model == map->end() || !model->is_string()) return "";
+  const auto name = model->get<std::string>();
+  const std::size_t repository = name.rfind("--");
+  return repository == std::string::npos ? name : name.substr(repository + 2);
 }
 
-bool is_authors_moh_llama(const Json& json) {
-  const auto map = json.find("auto_map");
-  if (map == json.end() || !map->is_object() || json.value("model_type", "") != "llama") return false;
-  const auto model = map->find("AutoModelForCausalLM");
-  return model != map->end() && model->is_string() && model->get<std::string>() == "modeling_llama.LlamaForCausalLM";
+bool is_authors_moh_llama(const Json& json, const std::string& model_type, ReadAs as, const std::string& where) {
+  if (as == ReadAs::kMohLlama) {
+    MOH_CHECK(model_type == "llama", "[", where, "] only model_type llama can be read as the authors' MoH-LLaMA, got ",
+              model_type);
+    return true;
+  }
+  const std::string code = custom_code(json);
+  if (as == ReadAs::kDense || code.empty()) return false;
+  MOH_CHECK(model_type == "llama" && code == "modeling_llama.LlamaForCausalLM", "[", where, "] `auto_map` names `",
+            code,
+            "`, code that moh does not run; say what the model is: --read-as dense, or --read-as moh-llama for the "
+            "authors' MoH-LLaMA");
+  return true;
 }
 
 // Every layer's order names every head once and keeps together what is chosen together.
@@ -141,68 +129,38 @@ bool LlamaConfig::is_shared(std::int64_t layer, std::int64_t head) const {
   return std::find(order.begin(), order.end(), head) - order.begin() < shared_heads(layer);
 }
 
-LlamaConfig parse_llama_config(const Json& json, const std::string& where) {
+ReadAs read_as(const std::string& name) {
+  if (name == "dense") return ReadAs::kDense;
+  if (name == "moh-llama") return ReadAs::kMohLlama;
+  MOH_CHECK(name == "auto", "[config] --read-as must be auto, dense or moh-llama, got `", name, "`");
+  return ReadAs::kAuto;
+}
+
+LlamaConfig parse_llama_config(const Json& json, const std::string& where, ReadAs as) {
   MOH_CHECK(json.is_object(), "[", where, "] expected an object, got ", json.type_name());
-  const auto type = json.find("model_type");
-  MOH_CHECK(type != json.end() && type->is_string(), "[", where, "] `model_type` is missing");
-  MOH_CHECK(*type == "llama", "[", where, "] model_type ", type->dump(), " is not supported; supported: llama");
-  LlamaConfig config;
-  config.source = json;
-  for (const char* key :
-       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
-    MOH_CHECK(json.contains(key), "[", where, "] `", key, "` is missing");
-  }
-  read(json, "vocab_size", config.vocab_size, where);
-  read(json, "hidden_size", config.hidden_size, where);
-  read(json, "intermediate_size", config.intermediate_size, where);
-  read(json, "num_hidden_layers", config.num_hidden_layers, where);
-  read(json, "num_attention_heads", config.num_attention_heads, where);
-  config.num_key_value_heads = config.num_attention_heads;
-  read(json, "num_key_value_heads", config.num_key_value_heads, where);
-  MOH_CHECK(config.num_attention_heads > 0, "[", where, "] `num_attention_heads` must be positive, got ",
-            config.num_attention_heads);
-  config.head_dim = config.hidden_size / config.num_attention_heads;
-  read(json, "head_dim", config.head_dim, where);
-  read(json, "max_position_embeddings", config.max_position_embeddings, where);
-  read(json, "rms_norm_eps", config.rms_norm_eps, where);
-  read(json, "rope_theta", config.rope_theta, where);
-  read(json, "initializer_range", config.initializer_range, where);
-  read(json, "attention_bias", config.attention_bias, where);
-  read(json, "mlp_bias", config.mlp_bias, where);
-  read(json, "tie_word_embeddings", config.tie_word_embeddings, where);
-  read(json, "bos_token_id", config.bos_token_id, where);
-  if (const auto eos = json.find("eos_token_id"); eos != json.end() && !eos->is_null()) {
-    if (eos->is_array()) {
-      for (const auto& id : *eos) {
-        MOH_CHECK(id.is_number_integer(), "[", where, "] `eos_token_id` cannot be ", eos->dump().substr(0, 80));
-        config.eos_token_id.push_back(id.get<std::int64_t>());
+  Json source = json;
+  const bool has_moh = json.contains("moh") && !json["moh"].is_null();
+  if (const auto type = json.find("model_type"); type != json.end() && type->is_string() && has_moh) {
+    const auto name = type->get<std::string>();
+    if (name.starts_with(kExportPrefix)) {  // a folder of `convert --export hf`: the family's own keys again
+      source["model_type"] = name.substr(std::string_view(kExportPrefix).size());
+      source.erase("auto_map");
+      if (const LlamaFamily* family = find_llama_family(source["model_type"].get<std::string>())) {
+        source["architectures"] = {family->architecture};
       }
-    } else {
-      MOH_CHECK(eos->is_number_integer(), "[", where, "] `eos_token_id` cannot be ", eos->dump().substr(0, 80));
-      config.eos_token_id.push_back(eos->get<std::int64_t>());
     }
   }
-  std::string activation = "silu";
-  if (const auto act = json.find("hidden_act"); act != json.end() && act->is_string()) act->get_to(activation);
-  MOH_CHECK(activation == "silu", "[", where, "] hidden_act `", activation, "` is not supported; supported: silu");
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {  // the second since transformers 5
-    const auto scaling = json.find(key);
-    if (scaling == json.end() || scaling->is_null()) continue;
-    config.rope_scaling = parse_rope_scaling(*scaling, where);
-    read(*scaling, "rope_theta", config.rope_theta, where);
-  }
-  if (const auto moh = json.find("moh"); moh != json.end() && !moh->is_null()) {
-    MOH_CHECK(config.num_hidden_layers > 0 && config.num_hidden_layers <= 100000, "[", where,
-              "] `num_hidden_layers` must be in 1..100000, got ", config.num_hidden_layers);
-    config.moh = parse_moh(*moh, config.num_hidden_layers, where);
-  } else if (is_authors_moh_llama(json)) {
-    MOH_CHECK(config.num_hidden_layers > 0 && config.num_hidden_layers <= 100000, "[", where,
-              "] `num_hidden_layers` must be in 1..100000, got ", config.num_hidden_layers);
+  LlamaConfig config = parse_model_part(source, where);
+  if (has_moh) {
+    MOH_CHECK(as != ReadAs::kDense, "[", where, "] has an object `moh`, so it cannot be read as dense");
+    config.moh = parse_moh(source["moh"], config.num_hidden_layers, where);
+  } else if (is_authors_moh_llama(json, config.model_type, as, where)) {
     MohConfig moh;
     moh.shared_heads.assign(config.num_hidden_layers, config.num_attention_heads / 2);
     moh.top_k.assign(config.num_hidden_layers, config.num_attention_heads / 4);
     config.moh = moh;
   }
+  if (!has_moh) config.source.erase("auto_map");  // code that what moh writes has no use for
   check_llama_config(config, where);
   return config;
 }
@@ -226,6 +184,11 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
   MOH_CHECK(config.rms_norm_eps >= 0 && config.rope_theta > 0, "[", where,
             "] `rms_norm_eps` and `rope_theta` must be positive, got ", config.rms_norm_eps, " and ",
             config.rope_theta);
+  MOH_CHECK(config.windows.empty() || static_cast<std::int64_t>(config.windows.size()) == config.num_hidden_layers, "[",
+            where, "] ", config.windows.size(), " windows for ", config.num_hidden_layers, " layers");
+  MOH_CHECK(
+      config.rope_layers.empty() || static_cast<std::int64_t>(config.rope_layers.size()) == config.num_hidden_layers,
+      "[", where, "] ", config.rope_layers.size(), " rotary flags for ", config.num_hidden_layers, " layers");
   if (!config.moh) return;
   const MohConfig& moh = *config.moh;
   const auto one_of = [&](const char* key, const std::string& value, const std::vector<std::string>& known) {
@@ -255,36 +218,7 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
 }
 
 Json llama_config_json(const LlamaConfig& config) {
-  Json json = config.source;
-  const bool fresh = json.empty();
-  if (fresh) {
-    json["architectures"] = {"LlamaForCausalLM"};
-    json["model_type"] = "llama";
-    json["hidden_act"] = "silu";
-    json["attention_dropout"] = 0.0;
-    json["use_cache"] = true;
-  }
-  // Keys that the file had are updated; absent ones are added, except where their absence means the same.
-  json["vocab_size"] = config.vocab_size;
-  json["hidden_size"] = config.hidden_size;
-  json["intermediate_size"] = config.intermediate_size;
-  json["num_hidden_layers"] = config.num_hidden_layers;
-  json["num_attention_heads"] = config.num_attention_heads;
-  json["num_key_value_heads"] = config.num_key_value_heads;
-  json["head_dim"] = config.head_dim;
-  json["max_position_embeddings"] = config.max_position_embeddings;
-  json["rms_norm_eps"] = config.rms_norm_eps;
-  json["initializer_range"] = config.initializer_range;
-  json["attention_bias"] = config.attention_bias;
-  json["mlp_bias"] = config.mlp_bias;
-  json["tie_word_embeddings"] = config.tie_word_embeddings;
-  if (!json.contains("rope_parameters")) json["rope_theta"] = config.rope_theta;
-  if (!json.contains("rope_parameters") && !json.contains("rope_scaling")) json["rope_scaling"] = nullptr;
-  if (config.bos_token_id >= 0) json["bos_token_id"] = config.bos_token_id;
-  if (!config.eos_token_id.empty()) {
-    json["eos_token_id"] = config.eos_token_id.size() == 1 ? Json(config.eos_token_id[0]) : Json(config.eos_token_id);
-  }
-  if (fresh) json["torch_dtype"] = "float32";
+  Json json = model_part_json(config);
   if (config.moh) {
     const MohConfig& moh = *config.moh;
     Json object = Json::object();

@@ -1,4 +1,4 @@
-// The configuration of a LLaMA model, dense or MoH: Hugging Face's config.json plus one object `moh`.
+// The configuration of a LLaMA-family model, dense or MoH: Hugging Face's config.json plus one object `moh`.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +28,19 @@ struct MohConfig {
 };
 
 struct LlamaConfig {
+  std::string model_type = "llama";  // a row of llama_family.cpp
   std::int64_t vocab_size = 32000, hidden_size = 4096, intermediate_size = 11008;
   std::int64_t num_hidden_layers = 32, num_attention_heads = 32, num_key_value_heads = 32, head_dim = 128;
   std::int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-6, rope_theta = 10000.0, initializer_range = 0.02;
   layers::RopeScaling rope_scaling;
-  bool attention_bias = false, mlp_bias = false, tie_word_embeddings = false;
+  bool qkv_bias = false, output_bias = false, mlp_bias = false, tie_word_embeddings = false;
+  bool query_key_norm = false;  // RMSNorm over every query and key, before the rotary embedding
+  double norm_offset = 0.0;     // RMSNorm multiplies by weight + offset
+  double embedding_scale = 1.0;
+  std::string activation = "silu";         // silu, gelu or gelu_pytorch_tanh
+  std::vector<std::int64_t> windows = {};  // per layer: tokens that a token sees, itself included; 0: all. Empty: all 0
+  std::vector<bool> rope_layers = {};      // per layer: has a rotary embedding. Empty: all have
   std::int64_t bos_token_id = -1;          // -1: none
   std::vector<std::int64_t> eos_token_id;  // any number
   std::optional<MohConfig> moh;
@@ -46,13 +53,25 @@ struct LlamaConfig {
   std::int64_t heads_per_choice() const {
     return moh && moh->select == "kv-group" ? num_attention_heads / num_key_value_heads : 1;
   }
+  std::int64_t window(std::int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+  bool has_rope(std::int64_t layer) const { return rope_layers.empty() || rope_layers[layer]; }
   // (shared + K) / heads over all layers; 1 for a dense model.
   double activated_share() const;
 };
 
-// Reads and checks config.json; `where` names it in errors. The authors' MoH-LLaMA folder, which says nothing of MoH
-// but names their modeling file in `auto_map`, becomes router norm with h/2 shared heads and K = h/4 (spec, section 1).
-LlamaConfig parse_llama_config(const Json& json, const std::string& where);
+// What a LLaMA folder is whose config.json has no object `moh`. The authors' MoH-LLaMA3 folder says nothing of MoH:
+// their modeling file fixes router norm with h/2 shared heads and K = h/4 (spec, section 1).
+enum class ReadAs {
+  kAuto,     // the authors' if `auto_map` names their modeling file; dense without `auto_map`; else an error
+  kDense,    // --read-as dense
+  kMohLlama  // --read-as moh-llama
+};
+ReadAs read_as(const std::string& name);  // "auto", "dense", "moh-llama"
+
+// Reads and checks config.json as transformers 4 and 5 write it, or as `moh convert --export hf` does; `where` names it
+// in errors.
+LlamaConfig parse_llama_config(const Json& json, const std::string& where, ReadAs as = ReadAs::kAuto);
+// The file as it was read but for what differs now; for a new model, every key of its family.
 Json llama_config_json(const LlamaConfig& config);
 
 // Checks sizes and the moh object against the model; throws Error naming the key.

@@ -19,17 +19,21 @@ LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64
 
   const auto heads = static_cast<double>(config.num_attention_heads), head_dim = static_cast<double>(config.head_dim);
   const double projection = static_cast<double>(config.hidden_size) * head_dim;  // Q rows or O columns of one head
-  const double mean_keys = (static_cast<double>(context) + 1) / 2;
-  const double per_head = 2 * 2 * mean_keys * head_dim;
+  // Token t sees min(t, window) keys.
+  const auto per_head = [&](std::int64_t layer) {
+    const std::int64_t window = config.window(layer) > 0 ? std::min(config.window(layer), context) : context;
+    const auto w = static_cast<double>(window), n = static_cast<double>(context);
+    return 2 * 2 * head_dim * (w * (w + 1) / 2 + (n - w) * w) / n;
+  };
   const bool skips_query = config.moh && config.moh->router == "two-stage";
-  double idle_parameters = 0, attention = 0;
+  double idle_parameters = 0, attention = 0, dense_attention = 0;
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto active =
         static_cast<double>(config.moh ? config.shared_heads(layer) + config.top_k(layer) : config.num_attention_heads);
     idle_parameters += (heads - active) * projection * (skips_query ? 2 : 1);
-    attention += active * per_head;
+    attention += active * per_head(layer);
+    dense_attention += heads * per_head(layer);
   }
-  const double dense_attention = static_cast<double>(config.num_hidden_layers) * heads * per_head;
   cost.active_parameters = cost.parameters - static_cast<std::int64_t>(idle_parameters);
   cost.dense_flops_per_token = 2 * matrices + dense_attention;
   cost.flops_per_token = 2 * (matrices - idle_parameters) + attention;

@@ -118,27 +118,61 @@ struct Trainer::Impl {
     io::write_file(path, kept);
   }
 
+  // A folder step-N is complete or absent at every moment: it gets its name when all of it is on the disk, and loses it
+  // before anything of it is removed.
   void save_checkpoint() {
     const std::string parent = folder + "/checkpoints", name = kStepPrefix + std::to_string(step);
-    const std::string unfinished = parent + "/." + name + ".unfinished";
+    if (fs::exists(parent + "/" + name)) return;  // saved just now, then interrupted
     make_folder(parent);
-    fs::remove_all(unfinished);
-    make_folder(unfinished);
-    task.save_model(unfinished);
+    remove_unfinished(parent);
+    const std::string unfinished = parent + "/." + name + ".unfinished";
+    try {
+      make_folder(unfinished);
+      write_checkpoint(unfinished);
+      fs::rename(unfinished, parent + "/" + name);
+      io::fsync_folder(parent);
+    } catch (const std::exception& error) {
+      remove_unfinished(parent);  // a full disk gets its space back
+      const std::string last = newest_checkpoint(folder);
+      fail("[train] the checkpoint of step ", step, " could not be saved: ", error.what(), "; the last one is ",
+           last.empty() ? "none" : last, ", make room and go on with --resume");
+    }
+    const auto all = checkpoints_of(folder);
+    for (std::size_t i = 0; i + static_cast<std::size_t>(config.keep) < all.size(); ++i) {
+      const std::string removed = parent + "/." + fs::path(all[i].second).filename().string() + ".removed";
+      fs::rename(all[i].second, removed);
+      fs::remove_all(removed);
+    }
+  }
+
+  void write_checkpoint(const std::string& into) const {
+    task.save_model(into);
     io::NamedTensors state = optimizer.state();
     state.emplace_back("rng", at::detail::getDefaultCPUGenerator().get_state());
-    io::save_tensors(unfinished + "/optimizer.safetensors", state);
+    io::save_tensors(into + "/optimizer.safetensors", state);
     Json trainer = Json::object();
     trainer["step"] = step;
     trainer["items"] = items;
     trainer["train"] = to_json(config);
-    io::save_json(unfinished + "/trainer.json", trainer);
-    io::fsync_folder(unfinished);
-    fs::remove_all(parent + "/" + name);
-    fs::rename(unfinished, parent + "/" + name);
-    io::fsync_folder(parent);
-    const auto all = checkpoints_of(folder);
-    for (std::size_t i = 0; i + static_cast<std::size_t>(config.keep) < all.size(); ++i) fs::remove_all(all[i].second);
+    io::save_json(into + "/trainer.json", trainer);
+    io::fsync_folder(into);
+  }
+
+  // What a run that was ended half-way left: names that begin with a dot.
+  static void remove_unfinished(const std::string& parent) {
+    std::vector<fs::path> left;
+    for (const auto& entry : fs::directory_iterator(parent)) {
+      if (entry.path().filename().string().starts_with(std::string(".") + kStepPrefix)) left.push_back(entry.path());
+    }
+    std::error_code ignored;  // tried again before the next checkpoint
+    for (const auto& path : left) fs::remove_all(path, ignored);
+  }
+
+  void check_finite(const char* what, double value) const {
+    if (std::isfinite(value)) return;
+    const std::string last = newest_checkpoint(folder);
+    fail("[train] the ", what, " of step ", step + 1, " is not finite; the last checkpoint is ",
+         last.empty() ? "none" : last, "; try a lower --lr");
   }
 
   // One optimizer step; the mean over the parts of the batch.
@@ -149,9 +183,8 @@ struct Trainer::Impl {
     const double weight = 1.0 / static_cast<double>(config.accumulate);
     for (std::int64_t i = 0; i < config.accumulate; ++i) {
       BatchLoss loss = task.loss(step * config.batch + i * part, part);
-      MOH_CHECK(std::isfinite(loss.loss) && std::isfinite(loss.load_balance_loss), "[train] the loss of step ",
-                step + 1, " is not finite; the last checkpoint is ",
-                newest_checkpoint(folder).empty() ? "none" : newest_checkpoint(folder), "; try a lower --lr");
+      check_finite("loss", loss.loss);
+      check_finite("load-balance loss", loss.load_balance_loss);
       (loss.objective * weight).backward();
       total.loss += loss.loss * weight;
       total.load_balance_loss += loss.load_balance_loss * weight;
@@ -161,8 +194,7 @@ struct Trainer::Impl {
       total.extra = std::move(loss.extra);
     }
     gradient_norm = optimizer.clip_gradients(config.clip);
-    MOH_CHECK(std::isfinite(gradient_norm), "[train] the gradient of step ", step + 1,
-              " is not finite; try a lower --lr");
+    check_finite("gradient", gradient_norm);
     optimizer.step(schedule(step));
     optimizer.clear_gradients();
     return total;
@@ -187,6 +219,8 @@ struct Trainer::Impl {
   }
 
   bool run(const std::atomic<bool>& stop) {
+    io::remove_stale_temporaries(folder);
+    if (fs::is_directory(folder + "/checkpoints")) remove_unfinished(folder + "/checkpoints");
     if (step == 0) {
       open_log(/*append=*/false);
       Json line = Json::object();

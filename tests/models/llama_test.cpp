@@ -49,6 +49,19 @@ TEST(LlamaPresets, HaveThePapersSizes) {
   EXPECT_NE(error_of([] { llama_preset("moh-llm-x"); }).find("moh-llm-tiny"), std::string::npos);
 }
 
+TEST(LlamaCost, CountsTheKeysThatAWindowLeaves) {
+  LlamaConfig config = llama_preset("llm-tiny");  // 4 layers of 8 heads of 16
+  const auto flops = [&] { return llama_cost(config, 100, 4).dense_flops_per_token; };
+  const double whole = flops();
+  config.windows = {0, 10, 0, 200};
+  double keys = 0, seen = 0;
+  for (int t = 1; t <= 100; ++t) {
+    keys += t;
+    seen += std::min(t, 10);
+  }
+  EXPECT_NEAR(whole - flops(), 8 * 4 * 16 * (keys - seen) / 100, 1e-6);
+}
+
 TEST(MohConfig, DividesHeadsAsThePaperDoes) {
   const auto heads = [](double activated, std::optional<double> shared = {}, std::optional<std::int64_t> top_k = {}) {
     const auto moh = make_moh_config(1, 32, activated, shared, top_k, "norm");

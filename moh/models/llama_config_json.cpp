@@ -1,0 +1,264 @@
+#include "moh/models/llama_config_json.h"
+
+#include <cmath>
+
+#include "moh/base/error.h"
+#include "moh/models/llama_family.h"
+
+namespace moh::models {
+namespace {
+
+layers::RopeScaling parse_rope_scaling(const Json& json, const char* key, const std::string& where) {
+  layers::RopeScaling scaling;
+  MOH_CHECK(json.is_object(), "[", where, "] `", key, "` must be an object or null, got ", json.type_name());
+  read(json, "type", scaling.type, where);
+  read(json, "rope_type", scaling.type, where);
+  MOH_CHECK(scaling.type == "default" || scaling.type == "linear" || scaling.type == "llama3", "[", where, "] `", key,
+            "` of type `", scaling.type, "` is not known; known: default, linear, llama3");
+  if (scaling.type == "default") return scaling;
+  std::vector<const char*> needed = {"factor"};
+  if (scaling.type == "llama3") {
+    needed.insert(needed.end(), {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"});
+  }
+  for (const char* field : needed) {
+    MOH_CHECK(json.contains(field), "[", where, "] `", key, "` of type ", scaling.type, " lacks `", field, "`");
+  }
+  read(json, "factor", scaling.factor, where);
+  read(json, "low_freq_factor", scaling.low_freq_factor, where);
+  read(json, "high_freq_factor", scaling.high_freq_factor, where);
+  read(json, "original_max_position_embeddings", scaling.original_max_position_embeddings, where);
+  MOH_CHECK(scaling.factor > 0 && scaling.original_max_position_embeddings > 0 &&
+                (scaling.type != "llama3" || scaling.high_freq_factor > scaling.low_freq_factor),
+            "[", where, "] `", key, "` ", json.dump().substr(0, 200), " makes no sense");
+  return scaling;
+}
+
+std::vector<std::int64_t> parse_eos(const Json& json, const std::string& where) {
+  const auto eos = json.find("eos_token_id");
+  if (eos == json.end() || eos->is_null()) return {};
+  std::vector<std::int64_t> ids(1);
+  const bool fits = eos->is_array() ? detail::assign_json(*eos, ids) : detail::assign_json(*eos, ids[0]);
+  MOH_CHECK(fits, "[", where, "] `eos_token_id` cannot be ", eos->dump().substr(0, 80));
+  return ids;
+}
+
+std::string parse_activation(const Json& json, const LlamaFamily& family, const std::string& where) {
+  std::string name = family.activation;
+  read(json, "hidden_act", name, where);
+  read(json, "hidden_activation", name, where);  // Gemma before transformers 5; null there: the family's own
+  if (name == "swish") return "silu";
+  // Gemma's first files say `gelu` and mean the approximation that the model was trained with.
+  if (name == "gelu_new" || (name == "gelu" && std::string(family.model_type) == "gemma")) return "gelu_pytorch_tanh";
+  MOH_CHECK(name == "silu" || name == "gelu" || name == "gelu_pytorch_tanh", "[", where, "] hidden_act `", name,
+            "` is not supported; supported: silu, gelu, gelu_pytorch_tanh");
+  return name;
+}
+
+bool has_bias(Bias rule, const Json& json, const char* key, const std::string& where) {
+  bool by_key = false;
+  if (rule == Bias::kByKey) read(json, key, by_key, where);
+  return rule == Bias::kAlways || by_key;
+}
+
+std::vector<bool> parse_rope_layers(const Json& json, const LlamaFamily& family, std::int64_t num_layers,
+                                    const std::string& where) {
+  std::int64_t interval = family.nope_interval;
+  if (interval == 0) return {};
+  read(json, "no_rope_layer_interval", interval, where);
+  MOH_CHECK(interval > 0, "[", where, "] `no_rope_layer_interval` must be positive, got ", interval);
+  std::vector<std::int64_t> has_rope;
+  for (std::int64_t i = 0; i < num_layers; ++i) has_rope.push_back((i + 1) % interval != 0);
+  read(json, "no_rope_layers", has_rope, where);  // 1: the layer has a rotary embedding
+  MOH_CHECK(static_cast<std::int64_t>(has_rope.size()) >= num_layers, "[", where, "] `no_rope_layers` has ",
+            has_rope.size(), " entries, the model has ", num_layers, " layers");
+  return {has_rope.begin(), has_rope.begin() + num_layers};
+}
+
+std::vector<std::int64_t> parse_windows(const Json& json, const LlamaFamily& family, const LlamaConfig& config,
+                                        const std::string& where) {
+  if (family.window == WindowRule::kNone) return {};
+  const std::int64_t num_layers = config.num_hidden_layers;
+  std::int64_t window = family.sliding_window;
+  if (const auto found = json.find("sliding_window"); found != json.end() && found->is_null()) window = 0;
+  read(json, "sliding_window", window, where);
+  bool used = family.window == WindowRule::kEveryLayer;
+  if (!used) read(json, "use_sliding_window", used, where);
+  if (!used) window = 0;
+  MOH_CHECK(window >= 0, "[", where, "] `sliding_window` must be positive or null, got ", window);
+
+  std::vector<std::int64_t> windows(num_layers, 0);
+  const auto types = json.find("layer_types");
+  if (types != json.end() && !types->is_null()) {
+    MOH_CHECK(types->is_array() && static_cast<std::int64_t>(types->size()) == num_layers, "[", where,
+              "] `layer_types` must have one entry for each of the ", num_layers, " layers");
+    for (std::int64_t i = 0; i < num_layers; ++i) {
+      const Json& type = (*types)[i];
+      const bool sliding = type == "sliding_attention";
+      MOH_CHECK(sliding || type == "full_attention", "[", where, "] `layer_types` of layer ", i, " is ",
+                type.dump().substr(0, 80), "; supported: full_attention, sliding_attention");
+      MOH_CHECK(!sliding || window > 0, "[", where, "] layer ", i,
+                " is of type sliding_attention, but `sliding_window` is not set or not used");
+      MOH_CHECK(sliding || family.window != WindowRule::kEveryLayer || window == 0, "[", where, "] layer ", i,
+                " is of type full_attention, but every layer of a ", family.model_type,
+                " model has the sliding window");
+      if (sliding) windows[i] = window;
+    }
+    return windows;
+  }
+  std::int64_t first = 0;
+  if (family.window == WindowRule::kUpperLayers) {
+    first = family.max_window_layers;
+    read(json, "max_window_layers", first, where);
+  }
+  for (std::int64_t i = std::max<std::int64_t>(first, 0); i < num_layers; ++i) {
+    if (family.window != WindowRule::kNopeLayers || !config.has_rope(i)) windows[i] = window;
+  }
+  return windows;
+}
+
+Json rope_scaling_json(const layers::RopeScaling& scaling) {
+  if (scaling.type == "default") return nullptr;
+  Json json = {{"rope_type", scaling.type}, {"factor", scaling.factor}};
+  if (scaling.type == "llama3") {
+    json["low_freq_factor"] = scaling.low_freq_factor;
+    json["high_freq_factor"] = scaling.high_freq_factor;
+    json["original_max_position_embeddings"] = scaling.original_max_position_embeddings;
+  }
+  return json;
+}
+
+Json eos_json(const std::vector<std::int64_t>& ids) { return ids.size() == 1 ? Json(ids[0]) : Json(ids); }
+
+// Keys that only some families have.
+void write_family_keys(const LlamaConfig& config, const LlamaFamily& family, Json& json) {
+  if (family.qkv_bias == Bias::kByKey) json["attention_bias"] = config.qkv_bias;
+  if (family.mlp_bias == Bias::kByKey) json["mlp_bias"] = config.mlp_bias;
+  if (family.nope_interval > 0) {
+    for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) json["no_rope_layers"].push_back(config.has_rope(i));
+    for (auto& item : json["no_rope_layers"]) item = item.get<bool>() ? 1 : 0;
+  }
+  if (family.window == WindowRule::kNone) return;
+  std::int64_t window = 0;
+  for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) window = std::max(window, config.window(i));
+  json["sliding_window"] = window > 0 ? Json(window) : Json(nullptr);
+  if (family.window == WindowRule::kEveryLayer) return;
+  json["use_sliding_window"] = window > 0;
+  for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    json["layer_types"].push_back(config.window(i) > 0 ? "sliding_attention" : "full_attention");
+  }
+}
+
+}  // namespace
+
+LlamaConfig parse_model_part(const Json& json, const std::string& where) {
+  const auto type = json.find("model_type");
+  MOH_CHECK(type != json.end() && type->is_string(), "[", where, "] `model_type` is missing");
+  const LlamaFamily* found = find_llama_family(type->get<std::string>());
+  MOH_CHECK(found != nullptr, "[", where, "] model_type ", type->dump(),
+            " is not supported; supported: ", llama_family_names());
+  const LlamaFamily& family = *found;
+  const auto quantization = json.find("quantization_config");
+  MOH_CHECK(quantization == json.end() || quantization->is_null(), "[", where,
+            "] the weights are quantised (`quantization_config`), which is not supported; use the bf16 or fp16 model");
+  bool bidirectional = false;
+  read(json, "use_bidirectional_attention", bidirectional, where);
+  MOH_CHECK(!bidirectional, "[", where, "] `use_bidirectional_attention` is not supported");
+  for (const char* key :
+       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
+    MOH_CHECK(json.contains(key), "[", where, "] `", key, "` is missing");
+  }
+
+  LlamaConfig config;
+  config.source = json;
+  config.model_type = family.model_type;
+  read(json, "vocab_size", config.vocab_size, where);
+  read(json, "hidden_size", config.hidden_size, where);
+  read(json, "intermediate_size", config.intermediate_size, where);
+  read(json, "num_hidden_layers", config.num_hidden_layers, where);
+  read(json, "num_attention_heads", config.num_attention_heads, where);
+  MOH_CHECK(config.num_attention_heads > 0, "[", where, "] `num_attention_heads` must be positive, got ",
+            config.num_attention_heads);
+  MOH_CHECK(config.num_hidden_layers > 0 && config.num_hidden_layers <= 100000, "[", where,
+            "] `num_hidden_layers` must be in 1..100000, got ", config.num_hidden_layers);
+  // null says one KV head for each head, silence what the family assumes.
+  const bool silent = !json.contains("num_key_value_heads") && family.num_key_value_heads > 0;
+  config.num_key_value_heads = silent ? family.num_key_value_heads : config.num_attention_heads;
+  read(json, "num_key_value_heads", config.num_key_value_heads, where);
+  config.head_dim = family.head_dim > 0 ? family.head_dim : config.hidden_size / config.num_attention_heads;
+  read(json, "head_dim", config.head_dim, where);
+  config.max_position_embeddings = family.max_position_embeddings;
+  read(json, "max_position_embeddings", config.max_position_embeddings, where);
+  read(json, "rms_norm_eps", config.rms_norm_eps, where);
+  read(json, "initializer_range", config.initializer_range, where);
+  config.tie_word_embeddings = family.tie_word_embeddings;
+  read(json, "tie_word_embeddings", config.tie_word_embeddings, where);
+  read(json, "bos_token_id", config.bos_token_id, where);
+  config.eos_token_id = parse_eos(json, where);
+
+  config.rope_theta = family.rope_theta;
+  read(json, "rope_theta", config.rope_theta, where);
+  double rotated = 1;
+  read(json, "partial_rotary_factor", rotated, where);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {  // the second since transformers 5
+    const auto scaling = json.find(key);
+    if (scaling == json.end() || scaling->is_null()) continue;
+    config.rope_scaling = parse_rope_scaling(*scaling, key, where);
+    read(*scaling, "rope_theta", config.rope_theta, where);
+    read(*scaling, "partial_rotary_factor", rotated, where);
+  }
+  MOH_CHECK(rotated == 1, "[", where, "] `partial_rotary_factor` other than 1 is not supported, got ", rotated);
+
+  config.activation = parse_activation(json, family, where);
+  config.qkv_bias = has_bias(family.qkv_bias, json, "attention_bias", where);
+  config.output_bias = has_bias(family.output_bias, json, "attention_bias", where);
+  config.mlp_bias = has_bias(family.mlp_bias, json, "mlp_bias", where);
+  config.query_key_norm = family.query_key_norm;
+  config.norm_offset = family.norm_offset;
+  config.embedding_scale = family.scaled_embedding ? std::sqrt(static_cast<double>(config.hidden_size)) : 1.0;
+  config.rope_layers = parse_rope_layers(json, family, config.num_hidden_layers, where);
+  config.windows = parse_windows(json, family, config, where);
+  return config;
+}
+
+Json model_part_json(const LlamaConfig& config) {
+  const LlamaFamily* family = find_llama_family(config.model_type);
+  MOH_CHECK(family != nullptr, "[config] unknown family `", config.model_type, "`; known: ", llama_family_names());
+  const bool fresh = config.source.empty();
+  const LlamaConfig before = fresh ? LlamaConfig() : parse_model_part(config.source, "config.json");
+  Json json = config.source;
+  if (fresh) {
+    json["architectures"] = {family->architecture};
+    json["model_type"] = family->model_type;
+    json["hidden_act"] = config.activation;
+    json["attention_dropout"] = 0.0;
+    json["use_cache"] = true;
+  }
+  const auto write = [&](const char* key, const auto& value, const auto& old) {
+    if (fresh || value != old) json[key] = value;
+  };
+  write("vocab_size", config.vocab_size, before.vocab_size);
+  write("hidden_size", config.hidden_size, before.hidden_size);
+  write("intermediate_size", config.intermediate_size, before.intermediate_size);
+  write("num_hidden_layers", config.num_hidden_layers, before.num_hidden_layers);
+  write("num_attention_heads", config.num_attention_heads, before.num_attention_heads);
+  write("num_key_value_heads", config.num_key_value_heads, before.num_key_value_heads);
+  write("head_dim", config.head_dim, before.head_dim);
+  write("max_position_embeddings", config.max_position_embeddings, before.max_position_embeddings);
+  write("rms_norm_eps", config.rms_norm_eps, before.rms_norm_eps);
+  write("initializer_range", config.initializer_range, before.initializer_range);
+  write("tie_word_embeddings", config.tie_word_embeddings, before.tie_word_embeddings);
+  if (!fresh) {
+    if (config.bos_token_id != before.bos_token_id) json["bos_token_id"] = config.bos_token_id;
+    if (config.eos_token_id != before.eos_token_id) json["eos_token_id"] = eos_json(config.eos_token_id);
+    return json;
+  }
+  write_family_keys(config, *family, json);
+  json["rope_theta"] = config.rope_theta;
+  json["rope_scaling"] = rope_scaling_json(config.rope_scaling);
+  if (config.bos_token_id >= 0) json["bos_token_id"] = config.bos_token_id;
+  if (!config.eos_token_id.empty()) json["eos_token_id"] = eos_json(config.eos_token_id);
+  json["torch_dtype"] = "float32";
+  return json;
+}
+
+}  // namespace moh::models

@@ -1,0 +1,45 @@
+#include "moh/models/llama_export.h"
+
+#include "moh/base/error.h"
+#include "moh/io/files.h"
+#include "moh/models/llama_config_json.h"
+#include "moh/models/llama_family.h"
+#include "moh/models/modeling_moh.h"
+
+namespace moh::models {
+namespace {
+
+void replace_all(std::string& text, const std::string& old, const std::string& by) {
+  for (std::size_t at = text.find(old); at != std::string::npos; at = text.find(old, at + by.size())) {
+    text.replace(at, old.size(), by);
+  }
+}
+
+// modeling_moh.py is written for LLaMA; another family differs in three names.
+std::string modeling_file(const LlamaFamily& family) {
+  std::string text = kModelingMoh;
+  const std::string architecture = family.architecture;
+  const std::string prefix = architecture.substr(0, architecture.find("ForCausalLM"));
+  replace_all(text, "LlamaForCausalLM", architecture);
+  replace_all(text, "LlamaConfig", prefix + "Config");
+  replace_all(text, std::string(kExportPrefix) + "llama", std::string(kExportPrefix) + family.model_type);
+  return text;
+}
+
+}  // namespace
+
+void export_llama(const Llama& model, const std::string& folder) {
+  model.save(folder);
+  if (!model.config().moh) return;
+  const LlamaFamily* family = find_llama_family(model.config().model_type);
+  MOH_CHECK(family != nullptr, "[export] unknown family `", model.config().model_type, "`");
+  Json json = io::load_config(folder);
+  json["model_type"] = std::string(kExportPrefix) + family->model_type;
+  json["architectures"] = {"MohForCausalLM"};
+  json["auto_map"] = {{"AutoConfig", "modeling_moh.MohConfig"},
+                      {"AutoModelForCausalLM", "modeling_moh.MohForCausalLM"}};
+  io::write_file(folder + "/modeling_moh.py", modeling_file(*family));
+  io::save_json(folder + "/config.json", json);
+}
+
+}  // namespace moh::models

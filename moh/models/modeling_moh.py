@@ -1,0 +1,126 @@
+"""A Mixture-of-Head model for transformers, written by `moh convert --export hf`.
+
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+It is the dense model of its family with one change: every token has a gate for every attention head, and a head's output
+is multiplied by it. The object `moh` of config.json says how the gates come about. After
+
+    torch.ops.load_library("libmoh.so")
+
+heads whose gate is zero are not computed at all (torch.ops.moh.head_attention); without it every head is computed, with the
+same result.
+"""
+
+from functools import partial
+from typing import Optional
+
+import torch
+from torch import nn
+from transformers import LlamaConfig as FamilyConfig
+from transformers import LlamaForCausalLM as Family
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+
+class MohConfig(FamilyConfig):
+    model_type = "moh_llama"
+    moh: Optional[dict] = None  # router, select, shared_heads, top_k, gates, ...
+
+
+def softmax_of(x, weight):
+    return torch.softmax(x.float() @ weight.float().T, -1)
+
+
+def select(probabilities, top_k):
+    """1 for the top_k largest of the last dimension, 0 for the others; ties go to the lower index."""
+    chosen = torch.sort(probabilities, dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
+
+
+def norm_gates(query, shared, top_k, straight_through):
+    """The parameter-free router: heads with the longest query (before RoPE and before the family's own query norm), 0 or 1."""
+    norms = query.float().norm(dim=-1)[..., shared:]
+    scores = torch.zeros_like(norms)
+    if norms.shape[-1] > 1:
+        deviation = norms.std(-1, keepdim=True)
+        scores = torch.where(deviation > 0, norms / torch.where(deviation > 0, deviation, 1.0), scores)
+    probabilities = torch.softmax(scores, -1)
+    routed = select(scores, top_k)
+    if straight_through != "none":  # an exact zero that carries the gradient
+        through = probabilities - probabilities.detach()
+        routed = routed + (through if straight_through == "all" else through * routed)
+    return torch.cat([torch.ones_like(query[..., :shared, 0], dtype=routed.dtype), routed], -1)
+
+
+def two_stage_gates(x, attention, num_heads, shared, top_k, form):
+    """The trained router: softmax within the shared and within the routed heads, times the weight of the kind."""
+    scale_shared, scale_routed, scale_kind = (shared, top_k, 2.0) if form == "authors" else (1.0, None, 1.0)
+    gates = torch.ones(*x.shape[:-1], shared, device=x.device)
+    if shared > 1:
+        gates = softmax_of(x, attention.wg_1.weight) * scale_shared
+    if top_k == 0:
+        return nn.functional.pad(gates, (0, num_heads - shared))
+    probabilities = softmax_of(x, attention.wg.weight)
+    routed = probabilities * select(probabilities, top_k)
+    if scale_routed is not None:
+        routed = routed / routed.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).eps) * scale_routed
+    if shared == 0:
+        return routed
+    kind = softmax_of(x, attention.wg_0.weight) * scale_kind
+    return torch.cat([gates * kind[..., :1], routed * kind[..., 1:]], -1)
+
+
+def set_gates(attention, config, shared, top_k, projection, inputs, output):
+    """Hook on q_proj, which sees both what the routers want: the layer's input and its query."""
+    moh, heads = config.moh, config.num_attention_heads
+    if moh["router"] == "norm":
+        through = moh.get("straight_through", "selected")
+        attention.moh_gates = norm_gates(output.unflatten(-1, (heads, -1)), shared, top_k, through)
+    else:
+        attention.moh_gates = two_stage_gates(inputs[0], attention, heads, shared, top_k, moh.get("gates", "paper"))
+
+
+def moh_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    gates = module.moh_gates
+    every_gradient = gates.requires_grad and module.config.moh.get("straight_through") == "all"  # of skipped heads too
+    if not hasattr(torch.ops.moh, "head_attention") or dropout > 0 or every_gradient:
+        dense = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        out, _ = dense(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return (out * gates.unsqueeze(-1)).to(out.dtype), None
+    tokens, bias = query.shape[2], None
+    if attention_mask is not None:
+        bias = attention_mask
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, float("-inf"))
+    elif 1 < tokens < key.shape[2]:  # an empty static cache: only its first places are filled
+        key, value = key[:, :, :tokens], value[:, :, :tokens]
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    causal = attention_mask is None and tokens > 1
+    return torch.ops.moh.head_attention(query, key, value, gates, bias=bias, causal=causal, scale=scaling), None
+
+
+AttentionInterface.register("moh", moh_attention)
+AttentionMaskInterface.register("moh", sdpa_mask)
+
+
+class MohForCausalLM(Family):
+    config_class = MohConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        moh, heads = config.moh, config.num_attention_heads
+        if moh is None:
+            raise ValueError("config.json has no object `moh`")
+        if moh["router"] not in ("norm", "two-stage") or moh.get("select", "head") != "head":
+            raise ValueError(f"this file does not know the router {moh['router']} with select {moh.get('select')}")
+        config._attn_implementation = "moh"
+        for index, layer in enumerate(self.model.layers):
+            attention = layer.self_attn
+            shared, top_k = (n[index] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
+            if moh["router"] == "two-stage":
+                sizes = {"wg": heads - shared if top_k > 0 else 0, "wg_1": shared if shared > 1 else 0,
+                         "wg_0": 2 if shared > 0 and top_k > 0 else 0}
+                for name, rows in sizes.items():
+                    if rows:
+                        setattr(attention, name, nn.Linear(config.hidden_size, rows, bias=False))
+            attention.q_proj.register_forward_hook(partial(set_gates, attention, config, shared, top_k))
