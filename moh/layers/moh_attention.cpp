@@ -21,21 +21,36 @@ MohAttentionOutput moh_attention(const Tensor& x, const MohAttentionWeights& wei
   const std::int64_t head_dim = rows / (3 * options.num_heads);
 
   MohAttentionOutput output;
-  output.routing = ops::route_two_stage(x, weights.wg, weights.wg_1, weights.wg_0, options.num_heads,
-                                        options.shared_heads, options.top_k, options.form);
-  // Queries of unselected heads are not computed; keys and values serve every token.
-  const Tensor& gates = output.routing.gates;
-  const std::int64_t size = options.num_heads * head_dim;
-  const auto part = [&](std::int64_t begin, std::int64_t length) -> optional<Tensor> {
-    if (!weights.qkv_bias) return std::nullopt;
-    return weights.qkv_bias->narrow(0, begin, length);
+  const std::int64_t active = options.shared_heads + options.top_k, size = options.num_heads * head_dim;
+  const auto split = [&](const Tensor& projected, std::int64_t parts) {
+    return projected.reshape({x.size(0), x.size(1), parts, options.num_heads, head_dim});
   };
-  const Tensor query = ops::project_heads(x, weights.qkv_weight.narrow(0, 0, size), part(0, size), gates);
-  const Tensor key_value = at::linear(x, weights.qkv_weight.narrow(0, size, 2 * size), part(size, 2 * size))
-                               .reshape({x.size(0), x.size(1), 2, options.num_heads, head_dim});
-  const Tensor heads =
-      ops::head_attention(query, key_value.select(2, 0), key_value.select(2, 1), gates, std::nullopt, options.causal);
-  output.y = ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates);
+  if (options.form == "none") {
+    MOH_CHECK(options.shared_heads == options.num_heads && options.top_k == 0,
+              "[moh_attention] form `none` is a dense layer: every head is shared, top_k is 0");
+    output.routing.gates = at::ones({x.size(0), x.size(1), options.num_heads}, x.options().requires_grad(false));
+  } else {
+    output.routing = ops::route_two_stage(x, weights.wg, weights.wg_1, weights.wg_0, options.num_heads,
+                                          options.shared_heads, options.top_k, options.form);
+  }
+  const Tensor& gates = output.routing.gates;
+  if (active == options.num_heads) {  // nothing to skip: one product for all
+    const Tensor qkv = split(at::linear(x, weights.qkv_weight, weights.qkv_bias), 3);
+    const Tensor heads =
+        ops::head_attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), gates, std::nullopt, options.causal);
+    output.y = at::linear(heads.flatten(2), weights.proj_weight, weights.proj_bias);
+  } else {  // queries of unselected heads are not computed; keys and values serve every token
+    const auto part = [&](std::int64_t begin, std::int64_t length) -> optional<Tensor> {
+      if (!weights.qkv_bias) return std::nullopt;
+      return weights.qkv_bias->narrow(0, begin, length);
+    };
+    const Tensor query = ops::project_heads(x, weights.qkv_weight.narrow(0, 0, size), part(0, size), gates);
+    const Tensor key_value =
+        split(at::linear(x, weights.qkv_weight.narrow(0, size, 2 * size), part(size, 2 * size)), 2);
+    const Tensor heads =
+        ops::head_attention(query, key_value.select(2, 0), key_value.select(2, 1), gates, std::nullopt, options.causal);
+    output.y = ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates);
+  }
   if (options.top_k > 0) {
     output.load_balance_loss =
         ops::load_balance_loss(output.routing.probabilities, output.routing.indices, options.form);

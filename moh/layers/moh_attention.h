@@ -21,7 +21,8 @@ struct MohAttentionWeights {
 
 struct MohAttentionOptions {
   std::int64_t num_heads = 1, shared_heads = 1, top_k = 0;
-  std::string form = "authors";  // gates and load-balance loss, see ops::route_two_stage
+  // Gates and load-balance loss, see ops::route_two_stage; "none": a dense layer, every gate is 1.
+  std::string form = "authors";
   bool causal = false;
 };
 
