@@ -10,6 +10,7 @@ build: setup
 	@cmake --build build --parallel $(JOBS)
 test: build
 	@scripts/setup.sh tests
+	@scripts/setup_picture_tests.sh
 	@cd build && ctest --output-on-failure --timeout 1200
 demo: build
 	@scripts/demo.sh

@@ -1,4 +1,4 @@
-// moh eval: perplexity of a token stream.
+// moh eval: perplexity of a token stream; or, with --generated, distances between pictures (image_eval.h).
 #include <fmt/format.h>
 
 #include <chrono>
@@ -6,6 +6,7 @@
 
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
+#include "cli/commands/image_eval.h"
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
 #include "moh/eval/perplexity.h"
@@ -49,16 +50,22 @@ int run_eval(const Context& context, const Options& options) {
 }
 
 const Registered registered{
-    {"eval", "measure perplexity", [](CLI::App& app, Context& context) -> Run {
+    {"eval", "measure perplexity, or how real generated pictures look", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
-       app.add_option("model", options->model, "model folder")->required();
-       app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids")->required();
+       app.add_option("model", options->model, "model folder");
+       app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids");
        app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
        app.add_option("--images", options->images, "pictures at a time, for a vision transformer");
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
-       return [options, &context] { return run_eval(context, *options); };
+       const Run pictures = setup_image_eval(app, context);
+       return [options, pictures, &app, &context] {
+         if (app.get_option("--generated")->count() > 0) return pictures();
+         MOH_CHECK(!options->model.empty() && !options->data.empty(),
+                   "[eval] give a model folder and --data, or --generated and --real for pictures");
+         return run_eval(context, *options);
+       };
      }}};
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "cli/command.h"
 #include "moh/kernels/backend.h"
+#include "moh/models/dit_config.h"
 #include "moh/models/llama_config.h"
 #include "moh/models/vit_config.h"
 
@@ -45,6 +46,7 @@ int info(const Context& context) {
   line["operators"] = operators;
   std::vector<std::string> presets = models::llama_presets();
   for (const std::string& preset : models::vit_presets()) presets.push_back(preset);
+  for (const std::string& preset : models::dit_presets()) presets.push_back(preset);
   line["presets"] = presets;
   context.emit(line);
   if (context.json) return 0;

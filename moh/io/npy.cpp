@@ -170,13 +170,7 @@ NpyHeader read_npy_header(std::span<const std::byte> file, const std::string& la
 }
 
 // Byte for byte what numpy.save writes, the spare room for a growing first axis included.
-void write_npy(const std::string& path, const std::string& dtype, const std::vector<std::int64_t>& shape,
-               std::span<const std::byte> data) {
-  const std::string prefix = "[npy] " + path + ": ";
-  MOH_CHECK(known_dtype(dtype), prefix, "dtype ", dtype, " is not supported, expected one such as u2 or f4");
-  const auto bytes = shape_bytes(shape, dtype[1] - '0');
-  MOH_CHECK(bytes && *bytes == data.size(), prefix, "the shape and dtype ", dtype, " do not fit ", data.size(),
-            " bytes of data");
+std::string npy_head(const std::string& dtype, const std::vector<std::int64_t>& shape) {
   std::string sizes;
   for (const std::int64_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
   if (shape.size() == 1) sizes += ",";
@@ -187,11 +181,20 @@ void write_npy(const std::string& path, const std::string& dtype, const std::vec
   const std::size_t start = kMagic.size() + 2 + 2;
   header.append(kAlignment - (start + header.size() + 1) % kAlignment, ' ');
   header += '\n';
-  MOH_CHECK(header.size() <= std::numeric_limits<std::uint16_t>::max(), prefix, "the shape has too many axes");
-
+  MOH_CHECK(header.size() <= std::numeric_limits<std::uint16_t>::max(), "[npy] the shape has too many axes");
   std::string head(kMagic);
   head += {'\x01', '\x00', static_cast<char>(header.size() & 0xff), static_cast<char>(header.size() >> 8)};
-  head += header;
+  return head + header;
+}
+
+void write_npy(const std::string& path, const std::string& dtype, const std::vector<std::int64_t>& shape,
+               std::span<const std::byte> data) {
+  const std::string prefix = "[npy] " + path + ": ";
+  MOH_CHECK(known_dtype(dtype), prefix, "dtype ", dtype, " is not supported, expected one such as u2 or f4");
+  const auto bytes = shape_bytes(shape, dtype[1] - '0');
+  MOH_CHECK(bytes && *bytes == data.size(), prefix, "the shape and dtype ", dtype, " do not fit ", data.size(),
+            " bytes of data");
+  const std::string head = npy_head(dtype, shape);
   write_file(path, [&](const Sink& write) {
     write(std::as_bytes(std::span(head)));
     write(data);

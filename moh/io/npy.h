@@ -18,6 +18,9 @@ struct NpyHeader {
 // shape says. Error "[npy] FILE: ...".
 NpyHeader read_npy_header(std::span<const std::byte> file, const std::string& label);
 
+// What stands before the data: magic, version and header dictionary.
+std::string npy_head(const std::string& dtype, const std::vector<std::int64_t>& shape);
+
 void write_npy(const std::string& path, const std::string& dtype, const std::vector<std::int64_t>& shape,
                std::span<const std::byte> data);
 

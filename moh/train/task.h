@@ -40,6 +40,9 @@ class Task {
   virtual std::optional<Validation> validate() = 0;  // nullopt: no validation data
   // config.json, model.safetensors and what else makes the folder usable.
   virtual void save_model(const std::string& folder) const = 0;
+  // Writes something to look at into the training folder, made with the averaged weights unless `averaged` is null.
+  virtual void illustrate(const std::string& /*folder*/, std::int64_t /*step*/,
+                          const io::NamedTensors* /*averaged*/) const {}
 };
 
 }  // namespace moh::train

@@ -13,6 +13,7 @@
 #include "moh/io/event_writer.h"
 #include "moh/io/files.h"
 #include "moh/ops/autocast.h"
+#include "moh/train/ema.h"
 #include "moh/train/optimizer.h"
 #include "moh/train/schedule.h"
 
@@ -22,6 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 constexpr const char* kStepPrefix = "step-";
+constexpr const char* kAveraged = "ema.safetensors";
 
 void make_folder(const std::string& folder) {
   std::error_code error;
@@ -65,6 +67,8 @@ void check_train_config(const TrainConfig& config) {
   at_least("log_every", config.log_every, 1);
   at_least("validate_every", config.validate_every, 0);
   at_least("checkpoint_every", config.checkpoint_every, 0);
+  at_least("illustrate_every", config.illustrate_every, 0);
+  MOH_CHECK(config.ema >= 0 && config.ema < 1, "[train] ema must be at least 0 and below 1, got ", config.ema);
   MOH_CHECK(config.batch % config.accumulate == 0, "[train] batch ", config.batch, " must be a multiple of accumulate ",
             config.accumulate);
   MOH_CHECK(config.lr > 0 && std::isfinite(config.lr), "[train] lr must be positive, got ", config.lr);
@@ -84,6 +88,7 @@ struct Trainer::Impl {
   std::string folder;
   Listener listener;
   AdamW optimizer;
+  std::optional<Ema> ema;
   Schedule schedule;
   io::EventWriter events;
   std::ofstream log;
@@ -96,7 +101,14 @@ struct Trainer::Impl {
         listener(std::move(heard)),
         optimizer(task.parameters(), task.decays(), {config.beta1, config.beta2, config.eps, config.weight_decay}),
         schedule{config.lr, config.final_lr, config.warmup, config.steps, config.warmup_lr, config.epoch_steps},
-        events((make_folder(folder), folder)) {}
+        events((make_folder(folder), folder)) {
+    if (config.ema > 0) ema.emplace(task.parameters(), config.ema);
+  }
+
+  void save_model(const std::string& to) const {
+    task.save_model(to);
+    if (ema) io::save_tensors(to + "/" + kAveraged, ema->values());
+  }
 
   void open_log(bool append) {
     const std::string path = folder + "/log.jsonl";
@@ -146,7 +158,7 @@ struct Trainer::Impl {
   }
 
   void write_checkpoint(const std::string& into) const {
-    task.save_model(into);
+    save_model(into);
     io::NamedTensors state = optimizer.state();
     state.emplace_back("rng", at::detail::getDefaultCPUGenerator().get_state());
     io::save_tensors(into + "/optimizer.safetensors", state);
@@ -197,6 +209,7 @@ struct Trainer::Impl {
     check_finite("gradient", gradient_norm);
     optimizer.step(schedule(step));
     optimizer.clear_gradients();
+    if (ema) ema->update();
     return total;
   }
 
@@ -268,13 +281,18 @@ struct Trainer::Impl {
         since = Clock::now();
         items_since = 0;
       }
+      if (config.illustrate_every > 0 && due(config.illustrate_every)) {
+        task.illustrate(folder, step, ema ? &ema->values() : nullptr);
+        since = Clock::now();
+        items_since = 0;
+      }
       if (due(config.checkpoint_every)) {
         save_checkpoint();
         since = Clock::now();
         items_since = 0;
       }
     }
-    task.save_model(folder);
+    save_model(folder);
     return true;
   }
 };
@@ -294,6 +312,11 @@ void Trainer::resume(const std::string& checkpoint) {
             "[train] ", file, " is damaged: `step` or `items` is missing");
   io::NamedTensors state = io::load_tensors(checkpoint + "/optimizer.safetensors");
   impl_->optimizer.load_state(state);
+  if (impl_->ema) {
+    const std::string averaged = checkpoint + "/" + kAveraged;
+    MOH_CHECK(fs::exists(averaged), "[train] ", checkpoint, " has no averaged weights; resume with --ema 0");
+    impl_->ema->load(io::load_tensors(averaged));
+  }
   for (const auto& [name, tensor] : state) {
     if (name != "rng") continue;
     at::Generator generator = at::detail::getDefaultCPUGenerator();

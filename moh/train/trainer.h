@@ -1,7 +1,8 @@
 // The training loop: schedule, accumulation, clipping, AdamW, validation, log, checkpoints, resume to the bit.
 //
 // A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/
-// (each complete or absent: written under another name, synced, renamed) and at the end the model itself.
+// (each complete or absent: written under another name, synced, renamed) and at the end the model itself; with an
+// average of the weights, that too, as ema.safetensors beside each model.safetensors.
 #pragma once
 
 #include <atomic>
@@ -19,8 +20,9 @@ struct TrainConfig {
   double lr = 3e-4, final_lr = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
   double warmup_lr = 1e-7;
   std::int64_t epoch_steps = 0;
+  double ema = 0;
   std::string dtype = "fp32";
-  std::int64_t seed = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
+  std::int64_t seed = 0, illustrate_every = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
 
   template <class V>
   void fields(V& visit) {
@@ -38,9 +40,11 @@ struct TrainConfig {
     visit("eps", eps, "AdamW");
     visit("weight_decay", weight_decay, "AdamW, on matrices only");
     visit("clip", clip, "largest L2 norm of the gradient; 0: no clipping");
+    visit("ema", ema, "decay of the weights' exponential moving average, e.g. 0.9999; 0: none");
     visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights");
     visit("seed", seed, "of initialisation and data order");
     visit("validate_every", validate_every, "steps between validations; 0: only at the end");
+    visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");
     visit("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
     visit("keep", keep, "checkpoints kept");
     visit("log_every", log_every, "steps between lines of log.jsonl");

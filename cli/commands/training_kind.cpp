@@ -1,0 +1,100 @@
+#include "cli/commands/training_kind.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "cli/progress.h"
+#include "moh/io/checkpoint.h"
+#include "moh/io/files.h"
+
+namespace moh::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string format_line(const Json& line, const std::string& unit) {
+  std::string text = fmt::format("step {}", line["step"].get<std::int64_t>());
+  const auto add = [&](const std::string& key, const char* label, int digits) {
+    if (line.contains(key)) text += fmt::format(", {} {:.{}f}", label, line[key].get<double>(), digits);
+  };
+  add("loss", "loss", 4);
+  add("load_balance_loss", "balance", 4);
+  add("grad_norm", "grad", 3);
+  add("valid_loss", "valid loss", 4);
+  add("valid_top1", "valid top-1", 2);
+  add(unit + "_per_second", (unit + "/s").c_str(), 1);
+  return text;
+}
+
+}  // namespace
+
+std::vector<TrainingKind>& training_kinds() {
+  static std::vector<TrainingKind> kinds;
+  return kinds;
+}
+
+std::string open_training(const Context& context, bool resume, const std::string& out, const Json& given_run,
+                          const Json& given_train, Json& run, train::TrainConfig& config) {
+  MOH_CHECK(!out.empty(), "[train] --out DIR is missing: where should the model go?");
+  const std::string record = out + "/run.json";
+  std::string checkpoint;
+  config.dtype = context.dtype;
+  config.seed = static_cast<std::int64_t>(context.seed);
+  if (resume) {
+    MOH_CHECK(fs::exists(record), "[train] ", out, " has no run.json, so there is nothing to resume");
+    const Json saved = parse_json(io::read_file(record, 1 << 20), record);
+    MOH_CHECK(saved.is_object() && saved.contains("run") && saved.contains("train"), "[train] ", record,
+              " is damaged: `run` or `train` is missing");
+    run = saved["run"];
+    from_json(saved["train"], config, record);
+    checkpoint = train::newest_checkpoint(out);
+  } else {
+    MOH_CHECK(!fs::exists(out + "/checkpoints"), "[train] ", out,
+              " holds a training run already; use --resume to go on, or another --out");
+  }
+  if (const auto section = context.sections.find("train"); section != context.sections.end()) {
+    from_json(*section, config, "train");
+  }
+  from_json(given_train, config, "train");
+  run.update(given_run);
+  train::check_train_config(config);
+  return checkpoint;
+}
+
+int run_training(const Context& context, train::TrainConfig config, train::Task& task, const std::string& out,
+                 const std::string& checkpoint, const Json& run) {
+  Progress progress("train");
+  std::string last_line;
+  train::Trainer trainer(config, task, out,
+                         {.on_log =
+                              [&](const Json& line) {
+                                context.emit(line);
+                                last_line = format_line(line, task.unit());
+                                if (line.contains("valid_loss")) progress.note(last_line);
+                              },
+                          .on_step =
+                              [&](std::int64_t step, std::int64_t steps, double rate) {
+                                progress.update(static_cast<double>(step) / static_cast<double>(steps),
+                                                fmt::format("{:.1f} {}/s  {}", rate, task.unit(), last_line));
+                              }});
+  if (!checkpoint.empty()) {
+    trainer.resume(checkpoint);
+    context.say("resumed from " + checkpoint);
+  }
+  Json record = Json::object();
+  record["run"] = run;
+  record["train"] = to_json(config);
+  io::save_json(out + "/run.json", record);
+  const bool done = trainer.run(interrupted);
+  progress.finish();
+  if (!done) {
+    context.say(fmt::format("interrupted; saved {}; go on with `moh train --resume --out {}`",
+                            train::newest_checkpoint(out), out));
+    return kInterruptedStatus;
+  }
+  context.say("saved " + out);
+  return 0;
+}
+
+}  // namespace moh::cli

@@ -1,0 +1,68 @@
+// Kinds of models that `moh train` makes from scratch. Language models are the default kind (language_training.h);
+// other kinds register themselves here and are found by the preset, or with --resume by the preset that run.json names.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "moh/train/trainer.h"
+
+namespace moh::cli {
+
+struct TrainingKind {
+  const char* name;  // heads the kind's flags in --help
+  std::function<bool(const std::string& preset)> makes;
+  // Adds flags that are not there yet, in a group called `name`; the result trains. Flags that kinds share (--preset,
+  // --data, --out and those of TrainConfig) are there already: read them with given_fields.
+  std::function<Run(CLI::App& app, Context& context)> setup;
+};
+
+std::vector<TrainingKind>& training_kinds();
+struct RegisteredTrainingKind {
+  explicit RegisteredTrainingKind(TrainingKind kind) { training_kinds().push_back(std::move(kind)); }
+};
+
+// Adds one flag for each field of Config that `app` has no flag for.
+template <class Config>
+void add_missing_fields(CLI::App& app, const std::string& group) {
+  Config defaults;
+  auto visit = [&](const char* name, const auto& value, const char* help) {
+    std::string flag = name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    if (app.get_option_no_throw("--" + flag) != nullptr) return;
+    using T = std::decay_t<decltype(value)>;
+    auto* option = app.add_option_function<T>(
+        "--" + flag, [](const T&) {}, help);
+    option->default_str(Json(value).is_string() ? Json(value).get<std::string>() : Json(value).dump())->group(group);
+  };
+  defaults.fields(visit);
+}
+
+// What was given on the command line for the fields of Config.
+template <class Config>
+Json given_fields(const CLI::App& app) {
+  Json given = Json::object();
+  Config defaults;
+  auto visit = [&](const char* name, const auto& value, const char*) {
+    std::string flag = name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    const CLI::Option* option = app.get_option_no_throw("--" + flag);
+    if (option != nullptr && option->count() > 0) given[name] = option->as<std::decay_t<decltype(value)>>();
+  };
+  defaults.fields(visit);
+  return given;
+}
+
+// Where a run stands when it begins or goes on: `run` and `config` as run.json, [train] of --config and the flags say,
+// in this order. Returns the checkpoint to go on from, "" for a new run. Errors: --out is missing or holds another run.
+std::string open_training(const Context& context, bool resume, const std::string& out, const Json& given_run,
+                          const Json& given_train, Json& run, train::TrainConfig& config);
+
+// Runs the trainer with a progress bar and writes `record` (run.json) first. Returns the exit status: 0, or that of an
+// interrupted run, which was saved.
+int run_training(const Context& context, train::TrainConfig config, train::Task& task, const std::string& out,
+                 const std::string& checkpoint, const Json& run);
+
+}  // namespace moh::cli

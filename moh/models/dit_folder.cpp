@@ -1,0 +1,104 @@
+#include "moh/models/dit_folder.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+
+#include "moh/base/error.h"
+#include "moh/io/torch_file.h"
+
+namespace moh::models {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Shapes by name, without the two tensors whose sizes the picture size and the number of classes decide.
+std::map<std::string, std::vector<std::int64_t>> model_shapes(const std::vector<DitParameter>& parameters) {
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  for (const auto& [name, shape] : parameters) {
+    if (name != "pos_embed" && name != "y_embedder.embedding_table.weight") shapes.emplace(name, shape);
+  }
+  return shapes;
+}
+
+// The preset that a checkpoint without a configuration belongs to: K, which no tensor shows, is known from it alone.
+DitConfig recognise(const io::NamedTensors& tensors, const std::string& file) {
+  std::vector<DitParameter> present;
+  const at::Tensor* positions = nullptr;
+  const at::Tensor* labels = nullptr;
+  for (const auto& [name, tensor] : tensors) {
+    if (name == "pos_embed") positions = &tensor;
+    if (name == "y_embedder.embedding_table.weight") labels = &tensor;
+    present.push_back({name, tensor.sizes().vec()});
+  }
+  MOH_CHECK(positions != nullptr && positions->dim() == 3 && labels != nullptr && labels->dim() == 2, "[dit] ", file,
+            " holds no DiT: pos_embed or y_embedder is missing");
+  const auto shapes = model_shapes(present);
+  for (const std::string& name : dit_presets()) {
+    DitConfig config = dit_preset(name);
+    if (model_shapes(dit_parameters(config)) != shapes) continue;
+    const auto side = static_cast<std::int64_t>(std::lround(std::sqrt(static_cast<double>(positions->size(1)))));
+    MOH_CHECK(side * side == positions->size(1), "[dit] ", file, ": pos_embed of ", positions->size(1),
+              " positions is not square");
+    config.input_size = side * config.patch_size;
+    config.num_classes = labels->size(0) - 1;  // one row is for "no class"
+    check_dit_config(config, file);
+    return config;
+  }
+  fail("[dit] ", file, " fits no preset; put a config.json beside it that says what it is");
+}
+
+Dit load_checkpoint(const std::string& file, const std::string& weights) {
+  const io::TorchFile content(file);
+  std::vector<std::string> keys = {"ema", "model"};
+  if (weights != "auto") keys = {weights};
+  if (weights != "auto" && !content.first_key(keys)) {
+    fail("[dit] ", file, " has no `", weights, "` weights; use --weights auto");
+  }
+  io::NamedTensors tensors = io::load_torch_tensors(file, keys);
+  for (auto& [name, tensor] : tensors) {
+    if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
+  }
+  const fs::path beside = fs::path(file).parent_path() / "config.json";
+  if (fs::exists(beside)) {
+    const std::string folder = beside.parent_path().empty() ? "." : beside.parent_path().string();
+    const Json json = io::load_config(folder);
+    if (is_dit_config(json)) return Dit(parse_dit_config(json, beside.string()), std::move(tensors));
+  }
+  DitConfig config = recognise(tensors, file);
+  return Dit(std::move(config), std::move(tensors));
+}
+
+}  // namespace
+
+Dit load_dit(const std::string& path, const std::string& weights) {
+  MOH_CHECK(weights == "auto" || weights == "ema" || weights == "model",
+            "[dit] weights must be auto, ema or model, got `", weights, "`");
+  if (fs::is_regular_file(path) && io::is_torch_file(path)) return load_checkpoint(path, weights);
+  MOH_CHECK(!fs::is_regular_file(path), "[dit] ", path, " is neither a model folder nor a checkpoint of torch.save");
+  const Json json = io::load_config(path);
+  MOH_CHECK(is_dit_config(json), "[dit] ", path, "/config.json is not that of a DiT");
+  DitConfig config = parse_dit_config(json, path + "/config.json");
+  const std::string averaged = path + "/ema.safetensors";
+  MOH_CHECK(weights != "ema" || fs::exists(averaged), "[dit] ", path,
+            " has no averaged weights (ema.safetensors); use `model`");
+  const bool take_averaged = weights == "ema" || (weights == "auto" && fs::exists(averaged));
+  io::NamedTensors tensors = io::load_tensors(take_averaged ? averaged : path);
+  for (auto& [name, tensor] : tensors) {
+    if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
+  }
+  return Dit(std::move(config), std::move(tensors));
+}
+
+void save_dit(const Dit& model, const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  MOH_CHECK(!error, "[dit] cannot make folder ", folder, ": ", error.message());
+  io::save_json(folder + "/config.json", dit_config_json(model.config()));
+  io::save_tensors(folder + "/model.safetensors", model.parameters());
+}
+
+}  // namespace moh::models

@@ -1,0 +1,19 @@
+// DiT models from and to disk: a folder with config.json and model.safetensors, beside it the averaged weights in
+// ema.safetensors; or a checkpoint of the authors' training script (.pt with ema, model, opt and args).
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "moh/models/dit.h"
+
+namespace moh::models {
+
+// Which weights: "auto" takes the averaged ones if they are there, as samples are made from them; "ema", "model".
+// `path` is a folder or a checkpoint; a checkpoint whose folder has no config.json must be that of a preset. Errors: no
+// such folder, weights that are not there or do not fit config.json, a checkpoint that is cut short.
+Dit load_dit(const std::string& path, const std::string& weights = "auto");
+// config.json and model.safetensors; the folder is made if need be.
+void save_dit(const Dit& model, const std::string& folder);
+
+}  // namespace moh::models
