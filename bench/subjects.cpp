@@ -63,6 +63,17 @@ Grid model_defaults() {
   return grid;
 }
 
+Grid vit_defaults() {
+  Grid grid;
+  grid.threads = {0};
+  grid.preset = {"moh-vit-s-75", "moh-vit-b-50"};
+  grid.dtype = {"fp32"};
+  grid.direction = {"forward"};
+  grid.batch = {4};
+  grid.rival = {"dense_twin", "authors_form"};
+  return grid;
+}
+
 template <class T>
 void expand(std::vector<Case>& cases, const std::vector<T>& values, T Case::*member) {
   if (values.empty()) return;
@@ -151,6 +162,9 @@ const std::vector<Subject>& subjects() {
        {"dense_twin", "authors_form"}, run_prefill, words(model)},
       {"train", "a training step of a whole model; rivals dense_twin, authors_form", model_defaults(),
        {"dense_twin", "authors_form"}, run_train, words(model)},
+      {"vit", "a whole vision transformer on 224 pixels; rivals dense_twin, authors_form", vit_defaults(),
+       {"dense_twin", "authors_form"}, run_vit,
+       words("preset dtype direction batch threads activated " + timing + "gflops max_abs_error")},
   };
   return all;
 }

@@ -1,0 +1,125 @@
+// moh train for vision transformers: an image folder, the paper's augmentation and optimizer.
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+
+#include "cli/commands/language_training.h"
+#include "cli/commands/training_kind.h"
+#include "moh/io/checkpoint.h"
+#include "moh/ops/autocast.h"
+#include "moh/train/image_task.h"
+
+namespace moh::cli {
+namespace {
+
+constexpr const char* kGroup = "ViT";
+
+struct VitRun {
+  std::string preset, data, valid, out;
+  std::int64_t workers = 2, valid_images = 0;
+
+  template <class V>
+  void fields(V& visit) {
+    visit("preset", preset, "configuration of a new model, see `moh info`");
+    visit("data", data, "folder with one subfolder of pictures per class");
+    visit("valid", valid, "validation data of the same kind");
+    visit("out", out, "training folder");
+    visit("workers", workers, "threads that read and augment pictures");
+    visit("valid_images", valid_images, "pictures of the validation folder, spread over it; 0: all");
+  }
+};
+
+// The paper's optimizer (spec, section 2); steps and warm-up depend on the data.
+train::TrainConfig recipe() {
+  train::TrainConfig config;
+  config.batch = 128;
+  config.lr = 1e-3;
+  config.final_lr = 0.01;
+  config.warmup_lr = 1e-6;
+  config.beta2 = 0.999;
+  config.weight_decay = 0.05;
+  config.clip = 1.0;
+  return config;
+}
+
+models::VitConfig model_config(const VitRun& run, const data::ImageFolder& folder, const Json& sections) {
+  models::VitConfig config = models::vit_preset(run.preset);
+  config.num_classes = static_cast<std::int64_t>(folder.classes.size());
+  config.classes = folder.classes;
+  Json json = models::vit_config_json(config);
+  for (const char* section : {"model", "moh"}) {
+    const auto found = sections.find(section);
+    if (found == sections.end()) continue;
+    const bool is_moh = std::string_view(section) == "moh";
+    MOH_CHECK(!is_moh || config.moh, "[train] preset ", run.preset, " is dense; --moh.KEY wants a moh- preset");
+    Json& target = is_moh ? json["moh"] : json;
+    for (const auto& item : found->items()) target[item.key()] = item.value();
+  }
+  return models::parse_vit_config(json, "model");
+}
+
+int train_vit(const CLI::App& app, const Context& context) {
+  const Json given = given_fields<VitRun>(app), given_augment = given_fields<data::AugmentConfig>(app);
+  const auto own = field_names<VitRun>();
+  for (const auto& item : given_fields<LanguageRun>(app).items()) {
+    MOH_CHECK(std::find(own.begin(), own.end(), item.key()) != own.end(), "[train] --", item.key(),
+              " is for language models, not for vision transformers");
+  }
+  const bool resume = app.get_option("--resume")->count() > 0;
+  train::TrainConfig config = recipe();
+  Json run_json = to_json(VitRun());
+  run_json["augment"] = to_json(data::AugmentConfig());
+  const std::string checkpoint = open_training(context, resume, given.value("out", ""), given,
+                                               given_fields<train::TrainConfig>(app), run_json, config);
+  train::ImageTaskOptions options;
+  from_json(run_json["augment"], options.augment, "train: augment");
+  from_json(given_augment, options.augment, "train");
+  run_json["augment"] = to_json(options.augment);
+  data::check_augment_config(options.augment);
+  VitRun run;
+  Json plain = run_json;
+  plain.erase("augment");
+  from_json(plain, run, "train");
+  MOH_CHECK(!run.data.empty(), "[train] --data is missing: a folder with one subfolder of pictures per class");
+  MOH_CHECK(run.workers >= 0 && run.workers <= 256, "[train] workers must be in 0..256, got ", run.workers);
+
+  data::ImageFolder folder = data::ImageFolder::open(run.data);
+  std::optional<data::ImageFolder> valid;
+  if (!run.valid.empty()) valid = data::ImageFolder::open(run.valid);
+  models::Vit model = checkpoint.empty() ? models::Vit::initialize(model_config(run, folder, context.sections),
+                                                                   static_cast<std::uint64_t>(config.seed))
+                                         : models::Vit::load(checkpoint, at::kFloat);
+  model.to(context.torch_device());
+  context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
+                          model.num_parameters(), 100 * model.config().activated_share(), folder.items.size(),
+                          folder.classes.size()));
+  options.seed = static_cast<std::uint64_t>(config.seed);
+  options.autocast = ops::autocast_type(config.dtype);
+  options.workers = static_cast<int>(run.workers);
+  options.valid_images = run.valid_images;
+  // Drop path draws from the default generator, whose state a checkpoint keeps.
+  if (checkpoint.empty()) {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    generator.set_current_seed(options.seed);
+  }
+  std::filesystem::create_directories(run.out);
+  io::save_json(run.out + "/config.json", models::vit_config_json(model.config()));
+  train::ImageTask task(std::move(model), std::move(folder), std::move(valid), options);
+  const int status = run_training(context, config, task, run.out, checkpoint, run_json);
+  if (const auto skipped = task.skipped(); !skipped.empty()) {
+    context.say(
+        fmt::format("{} pictures could not be read and were skipped; the first: {}", skipped.size(), skipped[0]));
+  }
+  return status;
+}
+
+const RegisteredTrainingKind registered{{kGroup, models::is_vit_preset, [](CLI::App& app, Context& context) -> Run {
+                                           add_missing_fields<VitRun>(app, kGroup);
+                                           add_missing_fields<data::AugmentConfig>(app, kGroup);
+                                           return [&app, &context] { return train_vit(app, context); };
+                                         }}};
+
+}  // namespace
+}  // namespace moh::cli
