@@ -33,6 +33,8 @@ struct Context {
   at::Device torch_device() const;
   // What --dtype asks weights to be converted to: nothing for `auto`. Error: an unknown name.
   std::optional<at::ScalarType> weights_type() const;
+  // What --dtype asks matrix products to be computed in, weights staying as they are: nothing for `auto` and fp32.
+  std::optional<at::ScalarType> autocast_type() const;
 };
 
 using Run = std::function<int()>;

@@ -49,6 +49,10 @@ at::Device Context::torch_device() const {
   return at::Device(device);
 }
 
+std::optional<at::ScalarType> Context::autocast_type() const {
+  return dtype == "auto" ? std::nullopt : ops::autocast_type(dtype);
+}
+
 std::optional<at::ScalarType> Context::weights_type() const {
   if (dtype == "auto") return std::nullopt;
   return ops::autocast_type(dtype).value_or(at::kFloat);

@@ -41,7 +41,7 @@ int classify(const Context& context, const Options& options) {
       ++failed;
       continue;
     }
-    const ops::Autocast autocast(ops::autocast_type(context.dtype), model.device().type());
+    const ops::Autocast autocast(context.autocast_type(), model.device().type());
     const at::Tensor logits = model.forward({.images = picture.unsqueeze(0).to(model.device())}).logits;
     const at::Tensor probabilities = at::softmax(logits[0], -1, at::kFloat).cpu();
     const auto [values, places] = probabilities.topk(std::min(options.top, config.num_classes));

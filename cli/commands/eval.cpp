@@ -60,10 +60,14 @@ const Registered registered{
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
        const Run pictures = setup_image_eval(app, context);
+       app.callback([options, &app] {
+         if (app.get_option("--generated")->count() > 0) return;
+         for (const auto& [given, name] : {std::pair{&options->model, "model"}, std::pair{&options->data, "--data"}}) {
+           if (given->empty()) throw CLI::RequiredError(name);
+         }
+       });
        return [options, pictures, &app, &context] {
          if (app.get_option("--generated")->count() > 0) return pictures();
-         MOH_CHECK(!options->model.empty() && !options->data.empty(),
-                   "[eval] give a model folder and --data, or --generated and --real for pictures");
          return run_eval(context, *options);
        };
      }}};

@@ -147,7 +147,7 @@ int run_sample(const Context& context, Options options) {
             "[sample] --batch must be positive, --count and --first at least 0");
   settings.sampler = !options.sampler.empty() ? options.sampler : settings.steps.starts_with("ddim") ? "ddim" : "ddpm";
   settings.clip = options.clip;
-  options.pictures.autocast = ops::autocast_type(context.dtype);
+  options.pictures.autocast = context.autocast_type();
   models::Dit model = models::load_dit(options.model, options.weights);
   model.to(context.torch_device());
   const auto& config = model.config();

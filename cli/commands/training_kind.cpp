@@ -39,7 +39,7 @@ std::string open_training(const Context& context, bool resume, const std::string
   MOH_CHECK(!out.empty(), "[train] --out DIR is missing: where should the model go?");
   const std::string record = out + "/run.json";
   std::string checkpoint;
-  config.dtype = context.dtype;
+  if (context.dtype != "auto") config.dtype = context.dtype;
   config.seed = static_cast<std::int64_t>(context.seed);
   if (resume) {
     MOH_CHECK(fs::exists(record), "[train] ", out, " has no run.json, so there is nothing to resume");

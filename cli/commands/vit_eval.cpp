@@ -27,7 +27,7 @@ eval::ClassificationResult measure(const Context& context, const std::string& fo
   model.to(context.torch_device());
   const auto pictures = data::ImageFolder::open(data);
   Progress progress(name);
-  auto result = eval::classify_folder(model, pictures, {.batch = batch, .autocast = ops::autocast_type(context.dtype)},
+  auto result = eval::classify_folder(model, pictures, {.batch = batch, .autocast = context.autocast_type()},
                                       [&](double done) { progress.update(done); });
   progress.finish();
   say_skipped(context, result.skipped);

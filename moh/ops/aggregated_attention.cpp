@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -220,6 +221,10 @@ std::vector<Tensor> backward_any_device(const Tensor& grad_out, MOH_AGGREGATED_I
             grad_out.sizes());
   KernelCall call(in, /*backward=*/true);
   if (call.backend == nullptr) {
+    // Called below autograd, whose keys are excluded here; the composite is differentiated by it.
+    const auto keys = c10::impl::tls_local_dispatch_key_set();
+    const c10::impl::ForceDispatchKeyGuard with_autograd(
+        keys.included_, keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
     const c10::AutoGradMode with_gradients(true);
     Inputs leaves;
     for (std::size_t i = 0; i < kInputs; ++i) leaves[i] = all[i].detach().requires_grad_(true);

@@ -98,7 +98,7 @@ class Cli(unittest.TestCase):
         self.assertAlmostEqual(evaluated(converted, "--activated", 1)["nll"], dense["nll"], places=4)
         self.assertEqual(evaluated(converted, "--top-k", 4)["active_heads"], 1)
         self.assertAlmostEqual(lines("inspect", converted, "--activated", 0.75)[-1]["activated"], 0.75)
-        self.assertEqual(lines("generate", converted, "--max-tokens", 5, "--moh-top-k", 4)[-1]["active_heads"], 1)
+        self.assertEqual(lines("generate", converted, "--prompt", "a", "--max-tokens", 5, "--moh-top-k", 4)[-1]["active_heads"], 1)
         served = self.folder / "t_shares"
         log = lines("tune", converted, "--data", self.text, "--out", served, "--steps", 12, "--batch", 2, "--sequence", 32,
                     "--log-every", 1, "--random-share-min", 0.5)

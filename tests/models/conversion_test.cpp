@@ -97,7 +97,7 @@ TEST_F(Conversion, OrderFallsWithImportanceAndKeepsGroupsTogether) {
 TEST_F(Conversion, CalibratedRouterLeavesAttentionAndFollowsImportance) {
   for (const std::int64_t group : {1, 2}) {
     LlamaConfig config = small(8, 4);
-    config.attention_bias = true;
+    config.qkv_bias = config.output_bias = true;
     Llama dense = Llama::initialize(config, 2);
     for (const auto& [name, tensor] : dense.parameters()) {
       if (name.ends_with(".bias")) tensor.normal_(0.0, 0.3);
