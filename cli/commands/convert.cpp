@@ -7,11 +7,11 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
 #include "moh/io/tokenizer.h"
 #include "moh/models/conversion.h"
-#include "cli/commands/export_model.h"
 #include "moh/models/llama.h"
 
 namespace moh::cli {
@@ -153,7 +153,9 @@ int convert(const Context& context, const Options& options) {
 const Registered registered{
     {"convert", "turn a dense model folder into a MoH one", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
-       app.add_option("in", options->in, "dense Hugging Face folder of the LLaMA family, an authors' MoH one, or a MoH-ViT checkpoint file")
+       app.add_option(
+              "in", options->in,
+              "dense Hugging Face folder of the LLaMA family, an authors' MoH one, or a MoH-ViT checkpoint file")
            ->required();
        app.add_option("out", options->out, "new MoH folder")->required();
        app.add_option("--preset", options->preset,

@@ -157,8 +157,13 @@ int train_dit(const CLI::App& app, const Context& context) {
                                                given_fields<train::TrainConfig>(app), run_json, config);
   DitRun run;
   from_json(run_json, run, "train");
-  const models::DitConfig preset = models::dit_preset(run.preset);
+  models::DitConfig preset = models::dit_preset(run.preset);
   check_run(run, preset, app);
+  std::optional<models::Dit> resumed;
+  if (!checkpoint.empty()) {
+    resumed = models::load_dit(checkpoint, "model");
+    preset.input_size = resumed->config().input_size;
+  }
   std::shared_ptr<const models::Vae> vae;
   std::optional<models::Vae> encoder;
   if (!run.vae.empty()) {
@@ -170,9 +175,9 @@ int train_dit(const CLI::App& app, const Context& context) {
     context.say("interrupted; what is encoded is kept");
     return kInterruptedStatus;
   }
-  models::Dit model = checkpoint.empty() ? models::Dit::initialize(model_config(run, *sources.train, context.sections),
-                                                                   static_cast<std::uint64_t>(config.seed))
-                                         : models::load_dit(checkpoint, "model");
+  models::Dit model = resumed ? std::move(*resumed)
+                              : models::Dit::initialize(model_config(run, *sources.train, context.sections),
+                                                        static_cast<std::uint64_t>(config.seed));
   model.to(context.torch_device());
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
                           models::dit_parameter_count(model.config()), 100 * model.config().activated_share(),

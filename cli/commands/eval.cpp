@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "cli/command.h"
-#include "cli/commands/vit_commands.h"
 #include "cli/commands/image_eval.h"
+#include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
 #include "moh/eval/perplexity.h"
