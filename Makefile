@@ -8,9 +8,9 @@ setup:
 build: setup
 	@test -f build/build.ninja || cmake --preset release
 	@cmake --build build --parallel $(JOBS)
-test: build
-	@scripts/setup.sh tests
-	@scripts/setup_picture_tests.sh
+test:
+	@scripts/setup.sh tests  # before the build, which looks for clang to register the fuzz test
+	@$(MAKE) --no-print-directory build
 	@cd build && ctest --output-on-failure --timeout 1200
 demo: build
 	@scripts/demo.sh

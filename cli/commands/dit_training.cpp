@@ -83,12 +83,7 @@ void check_run(const DitRun& run, const models::DitConfig& preset, const CLI::Ap
             " denoises latents: give --vae FOLDER, or --pixels to train it on pixels");
   MOH_CHECK(preset.space == "latent" || run.vae.empty(), "[train] preset ", run.preset,
             " denoises pixels; --vae is for latent presets");
-  const auto own = field_names<DitRun>();
-  const Json given = given_fields<LanguageRun>(app);
-  for (const auto& item : given.items()) {
-    MOH_CHECK(std::find(own.begin(), own.end(), item.key()) != own.end(), "[train] --", item.key(),
-              " is for language models, not for preset `", run.preset, "`");
-  }
+  refuse_language_flags<DitRun>(app, run.preset);
 }
 
 struct Sources {

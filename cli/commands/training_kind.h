@@ -2,11 +2,13 @@
 // other kinds register themselves here and are found by the preset, or with --resume by the preset that run.json names.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/commands/language_training.h"
 #include "moh/train/trainer.h"
 
 namespace moh::cli {
@@ -53,6 +55,17 @@ Json given_fields(const CLI::App& app) {
   };
   defaults.fields(visit);
   return given;
+}
+
+// Flags of language models that Run has no field for would be ignored in silence.
+template <class Run>
+void refuse_language_flags(const CLI::App& app, const std::string& preset) {
+  const auto own = field_names<Run>();
+  const Json given = given_fields<LanguageRun>(app);
+  for (const auto& item : given.items()) {
+    MOH_CHECK(std::find(own.begin(), own.end(), item.key()) != own.end(), "[train] --", item.key(),
+              " is for language models, not for preset `", preset, "`");
+  }
 }
 
 // Where a run stands when it begins or goes on: `run` and `config` as run.json, [train] of --config and the flags say,

@@ -62,11 +62,6 @@ models::VitConfig model_config(const VitRun& run, const data::ImageFolder& folde
 
 int train_vit(const CLI::App& app, const Context& context) {
   const Json given = given_fields<VitRun>(app), given_augment = given_fields<data::AugmentConfig>(app);
-  const auto own = field_names<VitRun>();
-  for (const auto& item : given_fields<LanguageRun>(app).items()) {
-    MOH_CHECK(std::find(own.begin(), own.end(), item.key()) != own.end(), "[train] --", item.key(),
-              " is for language models, not for vision transformers");
-  }
   const bool resume = app.get_option("--resume")->count() > 0;
   train::TrainConfig config = recipe();
   Json run_json = to_json(VitRun());
@@ -82,6 +77,7 @@ int train_vit(const CLI::App& app, const Context& context) {
   Json plain = run_json;
   plain.erase("augment");
   from_json(plain, run, "train");
+  refuse_language_flags<VitRun>(app, run.preset);
   MOH_CHECK(!run.data.empty(), "[train] --data is missing: a folder with one subfolder of pictures per class");
   MOH_CHECK(run.workers >= 0 && run.workers <= 256, "[train] workers must be in 0..256, got ", run.workers);
 
