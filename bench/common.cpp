@@ -9,6 +9,7 @@
 #include "bench/machine.h"
 #include "moh/kernels/backend.h"
 #include "moh/ops/autocast.h"
+#include "moh/ops/kernel_tensor.h"
 
 namespace moh::bench {
 
@@ -49,12 +50,8 @@ AttentionWork attention_work(const Tensor& gates, std::int64_t keys, std::int64_
 }
 
 std::string attention_backend(const Case& c) {
-  const auto dtype = type_of(c.dtype);
-  const kernels::DType kernel_dtype = dtype == at::kFloat      ? kernels::DType::kFloat32
-                                      : dtype == at::kBFloat16 ? kernels::DType::kBFloat16
-                                                               : kernels::DType::kFloat16;
-  const auto* backend =
-      kernels::choose_backend({.dtype = kernel_dtype, .head_dim = c.head_dim, .backward = c.has_backward()}, nullptr);
+  const auto* backend = kernels::choose_backend(
+      {.dtype = ops::kernel_dtype(type_of(c.dtype)), .head_dim = c.head_dim, .backward = c.has_backward()}, nullptr);
   return backend != nullptr ? backend->name : "composite";
 }
 

@@ -11,11 +11,11 @@
 #include <limits>
 #include <numeric>
 #include <random>
-#include <thread>
 
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
 #include "moh/kernels/reference/head_attention.h"
+#include "tests/kernels/backend_test_case.h"
 #include "tests/kernels/test_stride.h"
 
 namespace {
@@ -184,28 +184,7 @@ void expect_close(const char* what, const std::vector<double>& got, const std::v
 
 std::vector<double> widen(const std::vector<float>& values) { return {values.begin(), values.end()}; }
 
-Parallel threads(int count) {
-  Parallel parallel;
-  parallel.num_threads = count;
-  parallel.run = [](int workers, Parallel::Body body, void* context) {
-    std::vector<std::thread> pool;
-    for (int i = 0; i < workers; ++i) pool.emplace_back(body, context, i);
-    for (auto& thread : pool) thread.join();
-  };
-  return parallel;
-}
-
-class OnBackend : public testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    for (const Backend& backend : backends()) {
-      if (backend.name == GetParam()) backend_ = &backend;
-    }
-    ASSERT_NE(backend_, nullptr);
-    if (!backend_->unavailable_reason().empty()) GTEST_SKIP() << backend_->unavailable_reason();
-  }
-  const Backend* backend_ = nullptr;
-};
+class OnBackend : public BackendTest {};
 
 TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
   const struct {

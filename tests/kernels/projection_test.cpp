@@ -7,12 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "moh/kernels/backend.h"
 #include "moh/kernels/reference/element.h"
 #include "moh/kernels/reference/projection.h"
+#include "tests/kernels/backend_test_case.h"
 #include "tests/kernels/test_stride.h"
 
 namespace {
@@ -75,12 +75,7 @@ struct Tensors {
     out.assign(static_cast<std::size_t>(std::max<std::int64_t>(out_elements, 1) * size_of(p.dtype)), 0x5a);
     p.out = {out.data(), {s0, s1, s2}};
     p.bias = bias;
-    p.parallel.num_threads = threads;
-    p.parallel.run = [](int workers, Parallel::Body body, void* context) {
-      std::vector<std::thread> pool;
-      for (int i = 0; i < workers; ++i) pool.emplace_back(body, context, i);
-      for (auto& thread : pool) thread.join();
-    };
+    p.parallel = ::threads(threads);
     kernel(p);
     std::vector<double> result;
     for (std::int64_t i = 0; i < out_elements; ++i) result.push_back(to_double(&out[i * size_of(p.dtype)], p.dtype));
@@ -110,17 +105,7 @@ void expect_close(const char* what, const std::vector<double>& got, const std::v
   }
 }
 
-class ProjectionOnBackend : public testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    for (const Backend& backend : backends()) {
-      if (backend.name == GetParam()) backend_ = &backend;
-    }
-    ASSERT_NE(backend_, nullptr);
-    if (!backend_->unavailable_reason().empty()) GTEST_SKIP() << backend_->unavailable_reason();
-  }
-  const Backend* backend_ = nullptr;
-};
+class ProjectionOnBackend : public BackendTest {};
 
 TEST_P(ProjectionOnBackend, ProjectionsEqualTheReference) {
   const struct {

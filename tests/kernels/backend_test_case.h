@@ -1,0 +1,33 @@
+// Runs a test on a backend by its name and skips it where this machine lacks the backend; threads for kernels.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "moh/kernels/backend.h"
+
+class BackendTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    for (const auto& backend : moh::kernels::backends()) {
+      if (backend.name == GetParam()) backend_ = &backend;
+    }
+    ASSERT_NE(backend_, nullptr);
+    if (!backend_->unavailable_reason().empty()) GTEST_SKIP() << backend_->unavailable_reason();
+  }
+  const moh::kernels::Backend* backend_ = nullptr;
+};
+
+inline moh::kernels::Parallel threads(int count) {
+  moh::kernels::Parallel parallel;
+  parallel.num_threads = count;
+  parallel.run = [](int workers, moh::kernels::Parallel::Body body, void* context) {
+    std::vector<std::thread> pool;
+    for (int i = 0; i < workers; ++i) pool.emplace_back(body, context, i);
+    for (auto& thread : pool) thread.join();
+  };
+  return parallel;
+}
