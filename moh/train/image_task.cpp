@@ -153,10 +153,13 @@ std::vector<std::string> ImageTask::skipped() const {
 
 BatchLoss ImageTask::loss(std::int64_t position, std::int64_t count) {
   Batch batch = loader_->take(position, count);
+  // Copied: the backward pass reads both after `batch` is gone.
+  const auto copied = [&](std::vector<float>& values, at::IntArrayRef shape) {
+    return at::from_blob(values.data(), shape, at::kFloat).clone().to(model_.device());
+  };
   const std::int64_t size = model_.config().image_size;
-  const Tensor images = at::from_blob(batch.pictures.data(), {count, 3, size, size}, at::kFloat).to(model_.device());
-  const Tensor targets =
-      at::from_blob(batch.targets.data(), {count, model_.config().num_classes}, at::kFloat).to(model_.device());
+  const Tensor images = copied(batch.pictures, {count, 3, size, size});
+  const Tensor targets = copied(batch.targets, {count, model_.config().num_classes});
   const ops::Autocast autocast(options_.autocast, model_.device().type());
   const auto output = model_.forward({.images = images, .training = true});
   const Tensor cross_entropy = -(targets * at::log_softmax(output.logits, -1, /*dtype=*/at::kFloat)).sum(-1).mean();
