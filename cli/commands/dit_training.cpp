@@ -66,14 +66,7 @@ models::DitConfig model_config(const DitRun& run, const data::PictureSource& sou
   config.num_classes = static_cast<std::int64_t>(source.classes().size());
   config.classes = source.classes();
   if (run.vae.empty()) config.space = "pixel";
-  Json json = models::dit_config_json(config);
-  for (const char* section : {"model", "moh"}) {
-    const auto found = sections.find(section);
-    if (found == sections.end()) continue;
-    Json& target = std::string_view(section) == "moh" ? json["moh"] : json;
-    for (const auto& item : found->items()) target[item.key()] = item.value();
-  }
-  return models::parse_dit_config(json, "model");
+  return models::parse_dit_config(with_sections(models::dit_config_json(config), sections, run.preset), "model");
 }
 
 void check_run(const DitRun& run, const models::DitConfig& preset, const CLI::App& app) {
@@ -182,10 +175,9 @@ int train_dit(const CLI::App& app, const Context& context) {
   options.autocast = ops::autocast_type(config.dtype);
   options.flip = run.flip;
   options.illustrate = illustrator(run, vae, options.seed);
-  std::filesystem::create_directories(run.out);
-  io::save_json(run.out + "/config.json", models::dit_config_json(model.config()));
+  const Json model_json = models::dit_config_json(model.config());
   train::DitTask task(std::move(model), sources.train, sources.valid, options);
-  return run_training(context, config, task, run.out, checkpoint, run_json);
+  return run_training(context, "train", config, task, run.out, checkpoint, run_json, model_json);
 }
 
 const RegisteredTrainingKind registered{{kGroup, models::is_dit_preset, [](CLI::App& app, Context& context) -> Run {

@@ -2,10 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <memory>
 
-#include "cli/progress.h"
+#include "cli/commands/training_kind.h"
 #include "moh/io/files.h"
 #include "moh/io/tokenizer.h"
 #include "moh/ops/autocast.h"
@@ -13,8 +12,6 @@
 
 namespace moh::cli {
 namespace {
-
-namespace fs = std::filesystem;
 
 struct Options {
   Json given_run = Json::object(), given_train = Json::object();
@@ -68,45 +65,14 @@ models::LlamaConfig new_model_config(const LanguageRun& run, const io::Tokenizer
   return sized;
 }
 
-std::string format_line(const Json& line, const std::string& unit) {
-  std::string text = fmt::format("step {}", line["step"].get<std::int64_t>());
-  const auto add = [&](const char* key, const char* label, int digits) {
-    if (line.contains(key)) text += fmt::format(", {} {:.{}f}", label, line[key].get<double>(), digits);
-  };
-  add("loss", "loss", 4);
-  add("distill_loss", "distill", 4);
-  add("load_balance_loss", "balance", 4);
-  add("grad_norm", "grad", 2);
-  add("valid_perplexity", "valid ppl", 4);
-  const std::string rate = unit + "_per_second";
-  if (line.contains(rate)) text += fmt::format(", {:.0f} {}/s", line[rate].get<double>(), unit);
-  return text;
-}
-
 int train(const Context& context, const Options& options, bool from_preset) {
-  LanguageRun run;
   train::TrainConfig config;
-  if (context.dtype != "auto") config.dtype = context.dtype;
-  config.seed = static_cast<std::int64_t>(context.seed);
-  std::string checkpoint;
-  const std::string out_given = options.given_run.value("out", "");
-  MOH_CHECK(!out_given.empty(), "[train] --out DIR is missing: where should the model go?");
-  const std::string record = out_given + "/run.json";
-  Json sections = context.sections;
-  if (options.resume) {
-    MOH_CHECK(fs::exists(record), "[train] ", out_given, " has no run.json, so there is nothing to resume");
-    const Json saved = parse_json(io::read_file(record, 1 << 20), record);
-    from_json(saved.at("run"), run, record);
-    from_json(saved.at("train"), config, record);
-    checkpoint = train::newest_checkpoint(out_given);
-  } else {
-    MOH_CHECK(!fs::exists(out_given + "/checkpoints"), "[train] ", out_given,
-              " holds a training run already; use --resume to go on, or another --out");
-  }
-  if (const auto section = sections.find("train"); section != sections.end()) from_json(*section, config, "train");
-  from_json(options.given_train, config, "train");
-  from_json(options.given_run, run, "train");
-  train::check_train_config(config);
+  Json run_json = to_json(LanguageRun());
+  const std::string checkpoint = open_training(context, options.resume, options.given_run.value("out", ""),
+                                               options.given_run, options.given_train, run_json, config);
+  LanguageRun run;
+  from_json(run_json, run, "train");
+  const Json& sections = context.sections;
   MOH_CHECK(!run.data.empty(), "[train] --data is missing: a text file, a folder of *.txt, or .npy/.bin token ids");
 
   // Tokenizer: of the model to tune, or the one named; text without one is read as bytes.
@@ -156,39 +122,8 @@ int train(const Context& context, const Options& options, bool from_preset) {
   task_options.companions = tokenizer_folder;
   train::LanguageTask task(std::move(model), std::move(stream), std::move(valid), std::move(teacher), task_options);
 
-  Progress progress(from_preset ? "train" : "tune");
-  std::string last_line;
-  train::Trainer trainer(config, task, run.out,
-                         {.on_log =
-                              [&](const Json& line) {
-                                context.emit(line);
-                                last_line = format_line(line, task.unit());
-                                if (line.contains("valid_perplexity")) progress.note(last_line);
-                              },
-                          .on_step =
-                              [&](std::int64_t step, std::int64_t steps, double rate) {
-                                progress.update(static_cast<double>(step) / static_cast<double>(steps),
-                                                fmt::format("{:.0f} {}/s  {}", rate, task.unit(), last_line));
-                              }});
-  if (!checkpoint.empty()) {
-    trainer.resume(checkpoint);
-    context.say("resumed from " + checkpoint);
-  }
-  Json saved = Json::object();
-  saved["run"] = to_json(run);
-  saved["train"] = to_json(config);
-  io::save_json(record, saved);
-  io::save_json(run.out + "/config.json", models::llama_config_json(task.model().config()));
-
-  const bool done = trainer.run(interrupted);
-  progress.finish();
-  if (!done) {
-    context.say(fmt::format("interrupted; saved {}; go on with `moh {} --resume --out {}`",
-                            train::newest_checkpoint(run.out), from_preset ? "train" : "tune", run.out));
-    return kInterruptedStatus;
-  }
-  context.say("saved " + run.out);
-  return 0;
+  return run_training(context, from_preset ? "train" : "tune", config, task, run.out, checkpoint, to_json(run),
+                      models::llama_config_json(task.model().config()));
 }
 
 }  // namespace

@@ -13,17 +13,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
+std::string format_rate(double rate, const std::string& unit) {
+  return fmt::format("{:.{}f} {}/s", rate, rate < 100 ? 1 : 0, unit);
+}
+
 std::string format_line(const Json& line, const std::string& unit) {
   std::string text = fmt::format("step {}", line["step"].get<std::int64_t>());
   const auto add = [&](const std::string& key, const char* label, int digits) {
     if (line.contains(key)) text += fmt::format(", {} {:.{}f}", label, line[key].get<double>(), digits);
   };
   add("loss", "loss", 4);
+  add("distill_loss", "distill", 4);
   add("load_balance_loss", "balance", 4);
   add("grad_norm", "grad", 3);
-  add("valid_loss", "valid loss", 4);
+  if (line.contains("valid_perplexity")) {
+    add("valid_perplexity", "valid ppl", 4);
+  } else {
+    add("valid_loss", "valid loss", 4);
+  }
   add("valid_top1", "valid top-1", 2);
-  add(unit + "_per_second", (unit + "/s").c_str(), 1);
+  const std::string rate = unit + "_per_second";
+  if (line.contains(rate)) text += ", " + format_rate(line[rate].get<double>(), unit);
   return text;
 }
 
@@ -32,6 +42,18 @@ std::string format_line(const Json& line, const std::string& unit) {
 std::vector<TrainingKind>& training_kinds() {
   static std::vector<TrainingKind> kinds;
   return kinds;
+}
+
+Json with_sections(Json config, const Json& sections, const std::string& preset) {
+  for (const char* section : {"model", "moh"}) {
+    const auto found = sections.find(section);
+    if (found == sections.end()) continue;
+    const bool is_moh = std::string_view(section) == "moh";
+    MOH_CHECK(!is_moh || config.contains("moh"), "[train] preset ", preset, " is dense; --moh.KEY wants a moh- preset");
+    Json& target = is_moh ? config["moh"] : config;
+    for (const auto& item : found->items()) target[item.key()] = item.value();
+  }
+  return config;
 }
 
 std::string open_training(const Context& context, bool resume, const std::string& out, const Json& given_run,
@@ -62,9 +84,9 @@ std::string open_training(const Context& context, bool resume, const std::string
   return checkpoint;
 }
 
-int run_training(const Context& context, train::TrainConfig config, train::Task& task, const std::string& out,
-                 const std::string& checkpoint, const Json& run) {
-  Progress progress("train");
+int run_training(const Context& context, const char* command, train::TrainConfig config, train::Task& task,
+                 const std::string& out, const std::string& checkpoint, const Json& run, const Json& model) {
+  Progress progress(command);
   std::string last_line;
   train::Trainer trainer(config, task, out,
                          {.on_log =
@@ -76,7 +98,7 @@ int run_training(const Context& context, train::TrainConfig config, train::Task&
                           .on_step =
                               [&](std::int64_t step, std::int64_t steps, double rate) {
                                 progress.update(static_cast<double>(step) / static_cast<double>(steps),
-                                                fmt::format("{:.1f} {}/s  {}", rate, task.unit(), last_line));
+                                                format_rate(rate, task.unit()) + "  " + last_line);
                               }});
   if (!checkpoint.empty()) {
     trainer.resume(checkpoint);
@@ -86,11 +108,12 @@ int run_training(const Context& context, train::TrainConfig config, train::Task&
   record["run"] = run;
   record["train"] = to_json(config);
   io::save_json(out + "/run.json", record);
+  io::save_json(out + "/config.json", model);
   const bool done = trainer.run(interrupted);
   progress.finish();
   if (!done) {
-    context.say(fmt::format("interrupted; saved {}; go on with `moh train --resume --out {}`",
-                            train::newest_checkpoint(out), out));
+    context.say(fmt::format("interrupted; saved {}; go on with `moh {} --resume --out {}`",
+                            train::newest_checkpoint(out), command, out));
     return kInterruptedStatus;
   }
   context.say("saved " + out);

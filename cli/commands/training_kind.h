@@ -68,14 +68,18 @@ void refuse_language_flags(const CLI::App& app, const std::string& preset) {
   }
 }
 
+// A preset's config.json with [model] and [moh] of --config and of the command line in it. Error: [moh] for a dense
+// one.
+Json with_sections(Json config, const Json& sections, const std::string& preset);
+
 // Where a run stands when it begins or goes on: `run` and `config` as run.json, [train] of --config and the flags say,
 // in this order. Returns the checkpoint to go on from, "" for a new run. Errors: --out is missing or holds another run.
 std::string open_training(const Context& context, bool resume, const std::string& out, const Json& given_run,
                           const Json& given_train, Json& run, train::TrainConfig& config);
 
-// Runs the trainer with a progress bar and writes `record` (run.json) first. Returns the exit status: 0, or that of an
-// interrupted run, which was saved.
-int run_training(const Context& context, train::TrainConfig config, train::Task& task, const std::string& out,
-                 const std::string& checkpoint, const Json& run);
+// Runs the trainer with a progress bar; writes run.json and config.json (`model`) first. Returns the exit status: 0, or
+// that of an interrupted run, which was saved and goes on with `moh COMMAND --resume`.
+int run_training(const Context& context, const char* command, train::TrainConfig config, train::Task& task,
+                 const std::string& out, const std::string& checkpoint, const Json& run, const Json& model);
 
 }  // namespace moh::cli

@@ -2,7 +2,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <memory>
 
 #include "cli/commands/language_training.h"
@@ -48,16 +47,7 @@ models::VitConfig model_config(const VitRun& run, const data::ImageFolder& folde
   models::VitConfig config = models::vit_preset(run.preset);
   config.num_classes = static_cast<std::int64_t>(folder.classes.size());
   config.classes = folder.classes;
-  Json json = models::vit_config_json(config);
-  for (const char* section : {"model", "moh"}) {
-    const auto found = sections.find(section);
-    if (found == sections.end()) continue;
-    const bool is_moh = std::string_view(section) == "moh";
-    MOH_CHECK(!is_moh || config.moh, "[train] preset ", run.preset, " is dense; --moh.KEY wants a moh- preset");
-    Json& target = is_moh ? json["moh"] : json;
-    for (const auto& item : found->items()) target[item.key()] = item.value();
-  }
-  return models::parse_vit_config(json, "model");
+  return models::parse_vit_config(with_sections(models::vit_config_json(config), sections, run.preset), "model");
 }
 
 int train_vit(const CLI::App& app, const Context& context) {
@@ -100,10 +90,9 @@ int train_vit(const CLI::App& app, const Context& context) {
     at::Generator generator = at::detail::getDefaultCPUGenerator();
     generator.set_current_seed(options.seed);
   }
-  std::filesystem::create_directories(run.out);
-  io::save_json(run.out + "/config.json", models::vit_config_json(model.config()));
+  const Json model_json = models::vit_config_json(model.config());
   train::ImageTask task(std::move(model), std::move(folder), std::move(valid), options);
-  const int status = run_training(context, config, task, run.out, checkpoint, run_json);
+  const int status = run_training(context, "train", config, task, run.out, checkpoint, run_json, model_json);
   if (const auto skipped = task.skipped(); !skipped.empty()) {
     context.say(
         fmt::format("{} pictures could not be read and were skipped; the first: {}", skipped.size(), skipped[0]));

@@ -73,21 +73,9 @@ struct PartRows {
   int64_t count;
   PartRows(const RowLists& lists, int64_t bh, int64_t first_token, int64_t end_token) {
     const int32_t* const all = lists.begin(bh);
-    const auto below = [&](int64_t token) {  // tokens before it: the list is in order
-      int64_t low = 0, high = lists.count(bh);
-      while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (all[middle] < token) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      return low;
-    };
-    const int64_t first = below(first_token);
+    const int64_t first = first_not_below(all, lists.count(bh), first_token);
     rows = all + first;
-    count = below(end_token) - first;
+    count = first_not_below(all, lists.count(bh), end_token) - first;
   }
 };
 

@@ -41,20 +41,6 @@ void combine_few(const ProjectionParams& p, const PlainRows& heads) {
   });
 }
 
-// The first place in `rows` whose row is not below `row`.
-int64_t lower_bound(const int32_t* rows, int64_t count, int64_t row) {
-  int64_t low = 0;
-  while (low < count) {
-    const int64_t middle = (low + count) / 2;
-    if (rows[middle] < row) {
-      low = middle + 1;
-    } else {
-      count = middle;
-    }
-  }
-  return low;
-}
-
 }  // namespace
 
 void combine_heads(const ProjectionParams& p) {
@@ -96,8 +82,8 @@ void combine_heads(const ProjectionParams& p) {
     }
     for (int64_t h = 0; h < p.num_heads; ++h) {
       const int32_t* rows = lists.begin(h);
-      const int64_t begin = lower_bound(rows, lists.count(h), first_row);
-      const int64_t end = lower_bound(rows, lists.count(h), end_row);
+      const int64_t begin = first_not_below(rows, lists.count(h), first_row);
+      const int64_t end = first_not_below(rows, lists.count(h), end_row);
       for (int64_t tile = begin; tile < end; tile += kRows) {
         const int64_t count = min_of(kRows, end - tile);
         const float* from[kRows] = {};

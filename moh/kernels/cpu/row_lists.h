@@ -35,6 +35,20 @@ struct RowLists {
   const int32_t* begin(int64_t bh) const { return &row[first[bh]]; }
 };
 
+// The first place in `rows`, which are in order, whose row is not below `row`.
+static inline int64_t first_not_below(const int32_t* rows, int64_t count, int64_t row) {
+  int64_t low = 0;
+  while (low < count) {
+    const int64_t middle = (low + count) / 2;
+    if (rows[middle] < row) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return low;
+}
+
 // Hands the items 0 .. count - 1 to threads one after another; `body(item)`.
 template <class Body>
 void for_each_item(const Parallel& parallel, int64_t count, Body&& body) {
