@@ -8,6 +8,7 @@
 
 #include "cli/command.h"
 #include "cli/run_time_heads.h"
+#include "moh/generate/end_tokens.h"
 #include "moh/io/tokenizer.h"
 #include "moh/io/utf8.h"
 
@@ -83,7 +84,8 @@ int run_generate(const Context& context, Options options) {
     show(text.size() - std::min(text.size(), longest_stop > 0 ? longest_stop - 1 : 0));
     return !interrupted;
   };
-  std::vector<std::int64_t> end_ids = options.ignore_eos ? std::vector<std::int64_t>{} : model.config().eos_token_id;
+  const std::vector<std::int64_t> end_ids =
+      options.ignore_eos ? std::vector<std::int64_t>{} : generate::end_tokens(options.model, model.config());
   const auto result = generate::generate(model, prompt, options.max_tokens, options.sampling, end_ids, on_token);
   if (!stopped) text += characters.finish();
   show(text.size());

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <filesystem>
 #include <memory>
 
@@ -22,7 +23,10 @@ struct Options {
 
 int encode(const Context& context, const Options& options) {
   const auto tokenizer = io::load_tokenizer(options.folder);
-  std::vector<std::int64_t> ids = tokenizer->encode(io::read_file(options.file), options.parse_special);
+  const std::string text = io::read_file(options.file);
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<std::int64_t> ids = tokenizer->encode(text, options.parse_special);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   MOH_CHECK(!options.bos || tokenizer->bos_id() >= 0, "[tokenizer] ", options.folder, " has no BOS token");
   MOH_CHECK(!options.eos || tokenizer->eos_id() >= 0, "[tokenizer] ", options.folder, " has no EOS token");
   if (options.bos) ids.insert(ids.begin(), tokenizer->bos_id());
@@ -35,7 +39,7 @@ int encode(const Context& context, const Options& options) {
     const std::vector<std::uint32_t> wide(ids.begin(), ids.end());
     io::write_npy(options.out, "u4", {count}, std::as_bytes(std::span(wide)));
   }
-  context.emit({{"tokens", count}, {"out", options.out}});
+  context.emit({{"tokens", count}, {"bytes", text.size()}, {"seconds", seconds}, {"out", options.out}});
   context.say(fmt::format("{}: {} tokens", options.out, count));
   return 0;
 }

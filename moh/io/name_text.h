@@ -15,4 +15,21 @@ inline std::string name_text(std::string_view name) {
   return text;
 }
 
+// A message that quotes from such a file, on one line: control characters become \n, \x01 and so on.
+inline std::string one_line(std::string_view message) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const char c : message) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7f) {
+      text += c;
+    } else if (c == '\n') {
+      text += "\\n";
+    } else {
+      text += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+    }
+  }
+  return text;
+}
+
 }  // namespace moh::io

@@ -7,13 +7,16 @@
 #include <cctype>
 
 #include "moh/base/error.h"
+#include "moh/io/name_text.h"
 
 namespace moh::io {
 namespace {
 
 constexpr std::size_t kMaxPatternBytes = 1 << 14;
 constexpr std::uint32_t kMaxNesting = 64;
-constexpr std::uint32_t kMaxSteps = 20'000'000;  // per match; a line of megabytes of spaces needs some per byte
+// Steps of one match, from one place: a line of megabytes of spaces needs some per byte, and a short text has many
+// words.
+constexpr std::size_t kStepsOfAnyText = 100'000, kStepsPerByte = 64, kMaxSteps = 20'000'000;
 constexpr std::size_t kMaxJitStack = 1 << 20;
 constexpr std::uint32_t kMaxHeapKilobytes = 1 << 15;  // of the interpreter, where the machine-code stack was too small
 
@@ -60,7 +63,7 @@ class Translator {
     at_ += count;
   }
   [[noreturn]] void refuse(const std::string& what) const {
-    fail(place_, "cannot read the split pattern at character ", at_, ": ", what, " is not supported");
+    fail(place_, "cannot read the split pattern at character ", at_, ": ", one_line(what), " is not supported");
   }
 
   void escape() {
@@ -214,7 +217,6 @@ struct Regex::Scratch::Impl {
   pcre2_match_context* context = pcre2_match_context_create(nullptr);
   pcre2_jit_stack* stack = pcre2_jit_stack_create(1 << 15, kMaxJitStack, nullptr);
   Impl() {
-    pcre2_set_match_limit(context, kMaxSteps);
     pcre2_set_heap_limit(context, kMaxHeapKilobytes);
     pcre2_jit_stack_assign(context, nullptr, stack);
   }
@@ -244,7 +246,7 @@ Regex::Regex(const std::string& pattern, const std::string& place) : impl_(std::
                               &error, &offset, context);
   pcre2_compile_context_free(context);
   MOH_CHECK(impl_->code != nullptr, place, "cannot read the split pattern: ", message_of(error), " (at byte ", offset,
-            " of ", translated, ")");
+            " of ", one_line(translated), ")");
   impl_->jit = pcre2_jit_compile(impl_->code, PCRE2_JIT_COMPLETE) == 0;
 }
 
@@ -255,6 +257,8 @@ Regex& Regex::operator=(Regex&&) noexcept = default;
 std::optional<std::pair<std::size_t, std::size_t>> Regex::find(std::string_view text, std::size_t from,
                                                                Scratch& scratch) const {
   const auto& memory = *scratch.impl_;
+  const std::size_t steps = std::min(kStepsOfAnyText + kStepsPerByte * text.size(), kMaxSteps);
+  pcre2_set_match_limit(memory.context, static_cast<std::uint32_t>(steps));
   int code = PCRE2_ERROR_JIT_STACKLIMIT;
   if (impl_->jit) {
     code =

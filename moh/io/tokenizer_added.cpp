@@ -79,7 +79,7 @@ std::optional<AddedTokens::Match> AddedTokens::find(std::string_view text, std::
       at = end - 1;
       continue;
     }
-    if (token->lstrip) begin = std::max(trailing_space_begin(text.substr(0, begin)), from);
+    if (token->lstrip) begin = from + trailing_space_begin(text.substr(from, begin - from));
     if (token->rstrip) end += leading_space_size(text.substr(end));
     return Match{begin, end, token->id};
   }

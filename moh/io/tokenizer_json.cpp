@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "moh/base/fields.h"
+#include "moh/io/name_text.h"
 #include "moh/io/tokenizer_pipeline.h"
 #include "moh/io/utf8.h"
 
@@ -25,6 +26,8 @@ const Json* member(const Json& object, const char* name) {
   return found == object.end() || found->is_null() ? nullptr : &*found;
 }
 
+constexpr std::size_t kMaxSteps = 64;  // normalizers or pre-tokenizers; real files have three
+
 class Reader {
  public:
   explicit Reader(std::string place) : place_(std::move(place)) {}
@@ -32,7 +35,7 @@ class Reader {
 
   template <class... Args>
   void check(bool condition, const Args&... args) const {
-    if (!condition) fail(place_, args...);
+    if (!condition) fail(one_line(detail::concat(place_, args...)));
   }
   std::string string(const Json& object, const char* name) const {
     const Json* value = member(object, name);
@@ -218,6 +221,7 @@ std::string pattern_of(const Json& step, const Reader& reader) {
 
 void read_normalizer(const Json* step, const Reader& reader, TokenizerParts& parts) {
   if (step == nullptr) return;
+  reader.check(parts.normalizers.size() < kMaxSteps, "more than ", kMaxSteps, " normalizers");
   const std::string type = reader.string(*step, "type");
   if (type == "Sequence") {
     for (const Json& inner : reader.array(*step, "normalizers")) read_normalizer(&inner, reader, parts);
@@ -232,7 +236,7 @@ void read_normalizer(const Json* step, const Reader& reader, TokenizerParts& par
   } else if (type == "Prepend") {
     parts.normalizers.emplace_back(PrependStep{reader.string(*step, "prepend")});
   } else {
-    fail(reader.place(), "normalizer `", type, "` is not supported, expected NFC, NFD, NFKC, NFKD, Replace or Prepend");
+    reader.check(false, "normalizer `", type, "` is not supported, expected NFC, NFD, NFKC, NFKD, Replace or Prepend");
   }
 }
 
@@ -247,6 +251,7 @@ SplitBehavior behavior_of(const std::string& name, const Reader& reader) {
 // True: from here on the text is bytes.
 bool read_pre_tokenizer(const Json* step, const Reader& reader, TokenizerParts& parts) {
   if (step == nullptr) return false;
+  reader.check(parts.splitters.size() < kMaxSteps, "more than ", kMaxSteps, " pre-tokenizers");
   const std::string type = reader.string(*step, "type");
   const auto split = [&](const std::string& pattern, SplitBehavior behavior, bool invert = false) {
     parts.splitters.emplace_back(SplitStep{Regex(pattern, reader.place()), behavior, invert});
@@ -292,8 +297,8 @@ bool read_pre_tokenizer(const Json* step, const Reader& reader, TokenizerParts& 
     parts.splitters.emplace_back(std::move(metaspace));
     if (reader.flag(*step, "split", true)) split(mark, SplitBehavior::merged_with_next);
   } else {
-    fail(
-        reader.place(), "pre-tokenizer `", type,
+    reader.check(
+        false, "pre-tokenizer `", type,
         "` is not supported, expected ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or Metaspace");
   }
   return false;
@@ -317,7 +322,7 @@ void read_decoder(const Json* step, const Reader& reader, TokenizerParts& parts)
   } else if (type == "ByteFallback") {
     parts.byte_tokens = true;
   } else if (type != "ByteLevel" && type != "Fuse") {
-    fail(reader.place(), "decoder `", type, "` is not supported");
+    reader.check(false, "decoder `", type, "` is not supported");
   }
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "moh/base/error.h"
+#include "moh/io/name_text.h"
 #include "moh/io/space_mark.h"
 #include "moh/io/utf8.h"
 
@@ -11,6 +12,7 @@ namespace moh::io {
 namespace {
 
 constexpr std::string_view kMark = kSpaceMark;
+constexpr std::size_t kMaxAddedBytes = 1024;  // a text that repeats a token's beginning takes as many steps a byte
 
 // Where no token has the mark after another character, no merge reaches from a word into the next one, so that a text
 // that no pre-tokenizer cuts may still be cut before marks.
@@ -61,6 +63,9 @@ PipelineTokenizer::PipelineTokenizer(TokenizerParts parts) : parts_(std::move(pa
   for (AddedToken token : parts_.added) {
     const auto id = static_cast<std::size_t>(token.id);
     if (token.normalized) token.content = normalize(std::move(token.content), parts_.normalizers, scratch);
+    MOH_CHECK(token.content.size() <= kMaxAddedBytes, parts_.place, "added token `",
+              one_line(token.content.substr(0, 40)), "...` has ", token.content.size(), " bytes, expected at most ",
+              kMaxAddedBytes);
     pieces_[id] = token.special ? "" : shown(token.content);
     if (token.normalized) {
       after.push_back(std::move(token));

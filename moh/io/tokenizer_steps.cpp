@@ -2,10 +2,21 @@
 
 #include <utility>
 
+#include "moh/base/error.h"
+
 namespace moh::io {
 namespace {
 
-std::string replace_all(const std::string& text, const Regex& pattern, std::string_view content,
+// Replacements of replacements grow without bounds in a file that means harm; real ones at most double a text, and
+// decompositions make eleven times as many bytes of one character.
+std::size_t growth_limit(std::size_t size) { return 4096 + 64 * size; }
+
+void check_growth(std::size_t size, std::size_t limit) {
+  MOH_CHECK(size <= limit, "[tokenizer] the normalizers of tokenizer.json make more than ", limit,
+            " bytes of a text, expected at most 64 times its size");
+}
+
+std::string replace_all(const std::string& text, const Regex& pattern, std::string_view content, std::size_t limit,
                         Regex::Scratch& scratch) {
   std::string result;
   std::size_t copied = 0;
@@ -13,6 +24,7 @@ std::string replace_all(const std::string& text, const Regex& pattern, std::stri
     const auto found = pattern.find(text, at, scratch);
     if (!found) break;
     const auto [begin, end] = *found;
+    check_growth(result.size() + begin - copied + content.size(), limit);
     result.append(text, copied, begin - copied);
     result += content;
     copied = end;
@@ -138,14 +150,16 @@ class Splitter {
 }  // namespace
 
 std::string normalize(std::string text, const std::vector<NormalizeStep>& steps, Regex::Scratch& scratch) {
+  const std::size_t limit = growth_limit(text.size());
   for (const NormalizeStep& step : steps) {
     if (const auto* form = std::get_if<NormalFormStep>(&step)) {
       text = normalize(text, form->form);
     } else if (const auto* replace = std::get_if<ReplaceStep>(&step)) {
-      text = replace_all(text, replace->pattern, replace->content, scratch);
+      text = replace_all(text, replace->pattern, replace->content, limit, scratch);
     } else if (!text.empty()) {
       text.insert(0, std::get<PrependStep>(step).text);
     }
+    check_growth(text.size(), limit);
   }
   return text;
 }

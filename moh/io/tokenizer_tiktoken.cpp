@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "moh/base/error.h"
+#include "moh/io/name_text.h"
 #include "moh/io/tokenizer_pipeline.h"
 
 namespace moh::io {
@@ -14,7 +15,7 @@ const char* const kLlama3Pattern =
 namespace {
 
 constexpr std::size_t kSpecialTokens = 256;
-constexpr std::size_t kMaxTokenBytes = 1024;
+constexpr std::size_t kMaxTokenBytes = 256;  // the longest in use have 128; time grows with the square
 
 int base64_value(char c) {
   if (c >= 'A' && c <= 'Z') return c - 'A';
@@ -99,7 +100,7 @@ TokenizerParts parts_of_tiktoken(std::string_view content, const std::string& la
     const char* const rank_end = line.data() + line.size();
     const auto [read, error] = std::from_chars(line.data() + space + 1, rank_end, rank);
     MOH_CHECK(error == std::errc() && read == rank_end && rank == tokens.size(), parts.place, "line ", line_number,
-              ": expected the rank ", tokens.size(), ", got `", line.substr(space + 1, 40), "`");
+              ": expected the rank ", tokens.size(), ", got `", one_line(line.substr(space + 1, 40)), "`");
     tokens.push_back(bytes);
   }
   const std::size_t count = tokens.size();

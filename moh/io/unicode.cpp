@@ -3,10 +3,10 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <vector>
 
 #include "moh/base/error.h"
+#include "moh/io/utf8.h"
 
 namespace moh::io {
 namespace {
@@ -15,7 +15,7 @@ namespace {
 // decomposition is U+00A0, which begins with 0xc2.
 unsigned char first_changing_byte(NormalForm form) { return form == NormalForm::nfc ? 0xcc : 0xc2; }
 
-// Longest part normalised at once. utf8proc counts in int32 and needs 4 bytes a character.
+// Longest part normalised at once; a character needs 4 bytes meanwhile.
 constexpr std::size_t kPart = 1 << 16;
 
 // A place to cut: before an ASCII character, with which nothing before it can join or change places.
@@ -24,6 +24,40 @@ std::size_t part_size(std::string_view text) {
   std::size_t at = kPart;
   while (at < text.size() && static_cast<unsigned char>(text[at]) >= 0x80) ++at;
   return at;
+}
+
+using CodePoints = std::vector<utf8proc_int32_t>;
+
+void append_decomposed(std::string_view text, utf8proc_option_t options, CodePoints& points) {
+  constexpr std::size_t kLongest = 32;  // no character decomposes into more than 18
+  while (!text.empty()) {
+    const std::string_view character = text.substr(0, std::max<std::size_t>(utf8_length(text), 1));
+    text.remove_prefix(character.size());
+    const std::size_t size = points.size();
+    points.resize(size + kLongest);
+    int boundary = 0;  // only of use to other options
+    const utf8proc_ssize_t count =
+        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(utf8_code_point(character)), points.data() + size,
+                                static_cast<utf8proc_ssize_t>(kLongest), options, &boundary);
+    MOH_CHECK(count >= 0 && count <= static_cast<utf8proc_ssize_t>(kLongest),
+              "[tokenizer] cannot normalise the text: ", utf8proc_errmsg(count));
+    points.resize(size + static_cast<std::size_t>(count));
+  }
+}
+
+// Combining marks in their canonical order. utf8proc_map would do it too, in quadratic time: a megabyte of marks took
+// minutes.
+void order_marks(CodePoints& points) {
+  const auto mark_class = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
+  const auto is_mark = [&](utf8proc_int32_t c) { return mark_class(c) != 0; };
+  for (auto begin = points.begin(); begin != points.end();) {
+    begin = std::find_if(begin, points.end(), is_mark);
+    const auto end = std::find_if_not(begin, points.end(), is_mark);
+    if (end - begin > 1) {
+      std::stable_sort(begin, end, [&](auto left, auto right) { return mark_class(left) < mark_class(right); });
+    }
+    begin = end;
+  }
 }
 
 }  // namespace
@@ -64,6 +98,7 @@ std::string normalize(std::string_view text, NormalForm form) {
       UTF8PROC_STABLE | (composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) | (compatible ? UTF8PROC_COMPAT : 0));
   std::string result;
   result.reserve(text.size());
+  CodePoints points;
   while (!text.empty()) {
     const std::string_view part = text.substr(0, part_size(text));
     text.remove_prefix(part.size());
@@ -71,12 +106,14 @@ std::string normalize(std::string_view text, NormalForm form) {
       result += part;
       continue;
     }
-    utf8proc_uint8_t* mapped = nullptr;
-    const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(part.data()),
-                                               static_cast<utf8proc_ssize_t>(part.size()), &mapped, options);
-    const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
+    points.clear();
+    append_decomposed(part, options, points);
+    order_marks(points);
+    const utf8proc_ssize_t size =
+        utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()), options);
     MOH_CHECK(size >= 0, "[tokenizer] cannot normalise the text: ", utf8proc_errmsg(size));
-    result.append(reinterpret_cast<const char*>(mapped), static_cast<std::size_t>(size));
+    points.resize(static_cast<std::size_t>(size));
+    for (const utf8proc_int32_t point : points) append_utf8(result, static_cast<std::uint32_t>(point));
   }
   return result;
 }

@@ -11,6 +11,10 @@ namespace {
 layers::RopeScaling parse_rope_scaling(const Json& json, const char* key, const std::string& where) {
   layers::RopeScaling scaling;
   MOH_CHECK(json.is_object(), "[", where, "] `", key, "` must be an object or null, got ", json.type_name());
+  for (const auto& [name, value] : json.items()) {  // one object for each kind of layer, as Gemma 3 has
+    MOH_CHECK(!value.is_object(), "[", where, "] `", key, "` holds an object `", name,
+              "`: different rotary embeddings for different layers are not supported");
+  }
   read(json, "type", scaling.type, where);
   read(json, "rope_type", scaling.type, where);
   MOH_CHECK(scaling.type == "default" || scaling.type == "linear" || scaling.type == "llama3", "[", where, "] `", key,
@@ -31,15 +35,6 @@ layers::RopeScaling parse_rope_scaling(const Json& json, const char* key, const 
                 (scaling.type != "llama3" || scaling.high_freq_factor > scaling.low_freq_factor),
             "[", where, "] `", key, "` ", json.dump().substr(0, 200), " makes no sense");
   return scaling;
-}
-
-std::vector<std::int64_t> parse_eos(const Json& json, const std::string& where) {
-  const auto eos = json.find("eos_token_id");
-  if (eos == json.end() || eos->is_null()) return {};
-  std::vector<std::int64_t> ids(1);
-  const bool fits = eos->is_array() ? detail::assign_json(*eos, ids) : detail::assign_json(*eos, ids[0]);
-  MOH_CHECK(fits, "[", where, "] `eos_token_id` cannot be ", eos->dump().substr(0, 80));
-  return ids;
 }
 
 std::string parse_activation(const Json& json, const LlamaFamily& family, const std::string& where) {
@@ -150,6 +145,15 @@ void write_family_keys(const LlamaConfig& config, const LlamaFamily& family, Jso
 
 }  // namespace
 
+std::vector<std::int64_t> parse_eos_token_id(const Json& json, const std::string& where) {
+  const auto eos = json.find("eos_token_id");
+  if (eos == json.end() || eos->is_null()) return {};
+  std::vector<std::int64_t> ids(1);
+  const bool fits = eos->is_array() ? detail::assign_json(*eos, ids) : detail::assign_json(*eos, ids[0]);
+  MOH_CHECK(fits, "[", where, "] `eos_token_id` cannot be ", eos->dump().substr(0, 80));
+  return ids;
+}
+
 LlamaConfig parse_model_part(const Json& json, const std::string& where) {
   const auto type = json.find("model_type");
   MOH_CHECK(type != json.end() && type->is_string(), "[", where, "] `model_type` is missing");
@@ -193,7 +197,7 @@ LlamaConfig parse_model_part(const Json& json, const std::string& where) {
   config.tie_word_embeddings = family.tie_word_embeddings;
   read(json, "tie_word_embeddings", config.tie_word_embeddings, where);
   read(json, "bos_token_id", config.bos_token_id, where);
-  config.eos_token_id = parse_eos(json, where);
+  config.eos_token_id = parse_eos_token_id(json, where);
 
   config.rope_theta = family.rope_theta;
   read(json, "rope_theta", config.rope_theta, where);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "moh/models/llama_config.h"
 
@@ -26,6 +27,9 @@ void read(const Json& json, const char* key, T& value, const std::string& where)
   MOH_CHECK(fits, "[", where, "] `", key, "` cannot be ", found->dump().substr(0, 80));
   found->get_to(value);
 }
+
+// `eos_token_id` of config.json or generation_config.json: none, one or a list.
+std::vector<std::int64_t> parse_eos_token_id(const Json& json, const std::string& where);
 
 // Everything but `moh`, not yet checked except for what building the configuration needs.
 LlamaConfig parse_model_part(const Json& json, const std::string& where);

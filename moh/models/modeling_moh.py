@@ -37,13 +37,14 @@ def select(probabilities, top_k):
     return torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
 
 
-def norm_gates(query, shared, top_k, straight_through):
-    """The parameter-free router: heads with the longest query (before RoPE and before the family's own query norm), 0 or 1."""
+def norm_gates(query, shared, top_k, few_groups, straight_through):
+    """The parameter-free router: heads with the longest query (before RoPE and before the family's own query norm), 0 or 1.
+    Two norms always differ by the same multiple of their standard deviation: few groups are divided by their mean."""
     norms = query.float().norm(dim=-1)[..., shared:]
     scores = torch.zeros_like(norms)
     if norms.shape[-1] > 1:
-        deviation = norms.std(-1, keepdim=True)
-        scores = torch.where(deviation > 0, norms / torch.where(deviation > 0, deviation, 1.0), scores)
+        divisor = norms.mean(-1, keepdim=True) if few_groups else norms.std(-1, keepdim=True)
+        scores = torch.where(divisor > 0, norms / torch.where(divisor > 0, divisor, 1.0), scores)
     probabilities = torch.softmax(scores, -1)
     routed = select(scores, top_k)
     if straight_through != "none":  # an exact zero that carries the gradient
@@ -52,14 +53,14 @@ def norm_gates(query, shared, top_k, straight_through):
     return torch.cat([torch.ones_like(query[..., :shared, 0], dtype=routed.dtype), routed], -1)
 
 
-def two_stage_gates(x, attention, num_heads, shared, top_k, form):
+def two_stage_gates(x, attention, choices, shared, top_k, form):
     """The trained router: softmax within the shared and within the routed heads, times the weight of the kind."""
     scale_shared, scale_routed, scale_kind = (shared, top_k, 2.0) if form == "authors" else (1.0, None, 1.0)
     gates = torch.ones(*x.shape[:-1], shared, device=x.device)
     if shared > 1:
         gates = softmax_of(x, attention.wg_1.weight) * scale_shared
     if top_k == 0:
-        return nn.functional.pad(gates, (0, num_heads - shared))
+        return nn.functional.pad(gates, (0, choices - shared))
     probabilities = softmax_of(x, attention.wg.weight)
     routed = probabilities * select(probabilities, top_k)
     if scale_routed is not None:
@@ -70,14 +71,25 @@ def two_stage_gates(x, attention, num_heads, shared, top_k, form):
     return torch.cat([gates * kind[..., :1], routed * kind[..., 1:]], -1)
 
 
-def set_gates(attention, config, shared, top_k, projection, inputs, output):
-    """Hook on q_proj, which sees both what the routers want: the layer's input and its query."""
-    moh, heads = config.moh, config.num_attention_heads
+def heads_per_choice(config):
+    """Heads that the router takes or leaves together: one, or all query heads of a KV head."""
+    by_group = config.moh.get("select", "head") == "kv-group"
+    return config.num_attention_heads // config.num_key_value_heads if by_group else 1
+
+
+def set_gates(attention, config, order, shared, top_k, projection, inputs, output):
+    """Hook on q_proj, which sees both what the routers want: the layer's input and its query. Choices (heads, or groups of
+    them) are counted in the router's order, whose first ones are shared."""
+    moh, group = config.moh, heads_per_choice(config)
+    choices = config.num_attention_heads // group
     if moh["router"] == "norm":
-        through = moh.get("straight_through", "selected")
-        attention.moh_gates = norm_gates(output.unflatten(-1, (heads, -1)), shared, top_k, through)
+        few_groups = moh.get("select", "head") == "kv-group" and choices - shared <= 2
+        query = output.unflatten(-1, (choices, -1))[..., order, :]
+        gates = norm_gates(query, shared, top_k, few_groups, moh.get("straight_through", "selected"))
     else:
-        attention.moh_gates = two_stage_gates(inputs[0], attention, heads, shared, top_k, moh.get("gates", "paper"))
+        gates = two_stage_gates(inputs[0], attention, choices, shared, top_k, moh.get("gates", "paper"))
+    places = sorted(range(choices), key=order.__getitem__)
+    attention.moh_gates = gates[..., places].repeat_interleave(group, -1)
 
 
 def moh_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -108,19 +120,23 @@ class MohForCausalLM(Family):
 
     def __init__(self, config):
         super().__init__(config)
-        moh, heads = config.moh, config.num_attention_heads
+        moh = config.moh
         if moh is None:
             raise ValueError("config.json has no object `moh`")
-        if moh["router"] not in ("norm", "two-stage") or moh.get("select", "head") != "head":
+        if moh["router"] not in ("norm", "two-stage") or moh.get("select", "head") not in ("head", "kv-group"):
             raise ValueError(f"this file does not know the router {moh['router']} with select {moh.get('select')}")
+        group = heads_per_choice(config)
+        choices, numbered = config.num_attention_heads // group, range(config.num_attention_heads)
         config._attn_implementation = "moh"
         for index, layer in enumerate(self.model.layers):
             attention = layer.self_attn
-            shared, top_k = (n[index] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
+            counts = (n[index] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
+            shared, top_k = (n // group for n in counts)
+            order = [head // group for head in (moh.get("head_order") or {index: numbered})[index][::group]]
             if moh["router"] == "two-stage":
-                sizes = {"wg": heads - shared if top_k > 0 else 0, "wg_1": shared if shared > 1 else 0,
+                sizes = {"wg": choices - shared if top_k > 0 else 0, "wg_1": shared if shared > 1 else 0,
                          "wg_0": 2 if shared > 0 and top_k > 0 else 0}
                 for name, rows in sizes.items():
                     if rows:
                         setattr(attention, name, nn.Linear(config.hidden_size, rows, bias=False))
-            attention.q_proj.register_forward_hook(partial(set_gates, attention, config, shared, top_k))
+            attention.q_proj.register_forward_hook(partial(set_gates, attention, config, order, shared, top_k))

@@ -96,6 +96,12 @@ def make_tokenizer_json():
     put("tokenizer_json", "mistral", tokenizer({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
                                                decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}))
     put("tokenizer_json", "gemma", tokenizer(split(" ", "MergedWithPrevious", "String"), spaces, fallback))
+    # Faults that were found once: replacements that grow without bounds, patterns that explode, and with a line end in them.
+    grows = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 40}
+    put("tokenizer_json", "grows", tokenizer(None, {"type": "Sequence", "normalizers": [grows] * 8}))
+    put("tokenizer_json", "explodes", tokenizer(split("(a|a|.)*(b|.)*(c|.)*$x", "Isolated")))
+    put("tokenizer_json", "line_end", tokenizer(split("a\n[", "Isolated")))
+    put("tokenizer_json", "spaces", tokenizer(None, added=[special | {"content": " "}, plain | {"content": "  ", "rstrip": True}]))
     put("tokenizer_json", "splits", tokenizer({"type": "Sequence", "pretokenizers": [
         split("[ab]", "Contiguous"), split("c", "MergedWithNext"), {"type": "Punctuation"}, {"type": "WhitespaceSplit"}]},
         {"type": "NFKD"}))

@@ -176,6 +176,41 @@ TEST(TokenizerJson, EveryFaultIsNamed) {
   }
 }
 
+Json replace_step(const std::string& pattern, const std::string& content) {
+  return {{"type", "Replace"}, {"pattern", {{"Regex", pattern}}}, {"content", content}};
+}
+
+TEST(TokenizerJson, AFileThatMeansHarmEndsInAnError) {
+  const auto fault = [](const std::string& key, const Json& value, const std::string& text) {
+    Json json = small_json();
+    json[key] = value;
+    return error_of([&] { PipelineTokenizer(parts_of_tokenizer_json(json, "FILE")).encode(text, false); });
+  };
+  // 10^20 bytes, were nobody to count.
+  Json steps = Json::array();
+  for (int i = 0; i < 20; ++i) steps.push_back(replace_step("a", "aaaaaaaaaa"));
+  const Json grows = {{"type", "Sequence"}, {"normalizers", steps}};
+  EXPECT_NE(fault("normalizer", grows, "a").find("expected at most 64 times its size"), std::string::npos);
+  EXPECT_EQ(fault("normalizer", replace_step("a", "aaaaaaaaaa"), std::string(10000, 'a')), "");
+  for (int i = 0; i < 60; ++i) steps.push_back(replace_step("a", "b"));
+  const Json broken = {{"type", "Replace"}, {"pattern", {{"Regex", "a\n("}}}, {"content", ""}};
+  const std::string quoted = fault("normalizer", broken, "");
+  EXPECT_NE(quoted.find("a\\n("), std::string::npos) << quoted;
+  EXPECT_EQ(quoted.find('\n'), std::string::npos) << quoted;
+  const Json many = {{"type", "Sequence"}, {"normalizers", steps}};
+  EXPECT_NE(fault("normalizer", many, "a").find("more than 64 normalizers"), std::string::npos);
+  const Json long_token = Json::array({{{"id", 5u}, {"content", std::string(2000, 'x')}}});
+  EXPECT_NE(fault("added_tokens", long_token, "a").find("has 2000 bytes"), std::string::npos);
+}
+
+TEST(TokenizerJson, SpacesBetweenAddedTokensTakeNoQuadraticTime) {
+  Json json = small_json();
+  json["added_tokens"] = Json::array({{{"id", 5u}, {"content", " "}, {"lstrip", true}, {"normalized", false}}});
+  const PipelineTokenizer tokenizer(parts_of_tokenizer_json(json, "FILE"));
+  const std::string spaces(1'000'000, ' ');  // half a minute if each looked back to the first
+  EXPECT_EQ(tokenizer.encode(spaces, false).size(), spaces.size());
+}
+
 TEST(Tiktoken, EveryFaultIsNamed) {
   const auto fault = [](const std::string& content) { return error_of([&] { parts_of_tiktoken(content, "FILE"); }); };
   EXPECT_EQ(fault("IQ== 0\nIg== 2\n"), "[tokenizer] FILE: line 2: expected the rank 1, got `2`");

@@ -128,7 +128,11 @@ TEST(LlamaFamilies, RefuseWhatTheyCannotCompute) {
   says({{"model_type", "mamba"}}, "supported: llama, mistral, qwen2, qwen3, gemma, smollm3");
   says({{"quantization_config", {{"bits", 4}}}}, "quantised");
   says({{"hidden_act", "relu"}}, "relu");
-  says({{"rope_parameters", {{"rope_type", "yarn"}}}}, "yarn");
+  for (const char* type : {"yarn", "dynamic", "longrope"}) {
+    says({{"rope_parameters", {{"rope_type", type}, {"factor", 2.0}}}}, type);
+    says({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}}, type);
+  }
+  says({{"rope_parameters", {{"full_attention", {{"rope_type", "linear"}, {"factor", 8.0}}}}}}, "`full_attention`");
   says({{"rope_parameters", {{"rope_type", "llama3"}, {"factor", 8.0}}}}, "low_freq_factor");
   says({{"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}}}, "partial_rotary_factor");
   says({{"use_bidirectional_attention", true}}, "use_bidirectional_attention", "gemma");

@@ -11,6 +11,7 @@ import tempfile
 FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="moh_export_"))
 os.environ["HF_HOME"] = str(FOLDER / "huggingface")  # remote code is copied there
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from golden_case import randomize, run_golden_tests, tensors_of, transformers, write_case  # noqa: E402
@@ -19,6 +20,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2] / "build")
 SMALL = dict(vocab_size=96, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=8,
              num_key_value_heads=4, max_position_embeddings=128)
+# Token ids: the models' vocabulary is too small for bytes.
+CALIBRATION = ["--data", FOLDER / "ids.npy", "--calibration-windows", 4, "--calibration-sequence", 32]
 CASES = {
     "llama_norm": ("Llama", {}, ["--activated", 0.75]),
     "llama_straight_through_all": ("Llama", {}, ["--activated", 0.5, "--straight-through", "all"]),
@@ -26,6 +29,13 @@ CASES = {
     "llama_one_shared": ("Llama", {}, ["--activated", 0.5, "--top-k", 3, "--router", "two-stage"]),
     "llama_none_shared": ("Llama", {}, ["--activated", 0.5, "--shared", 0, "--router", "two-stage"]),
     "llama_all_shared": ("Llama", {}, ["--activated", 0.5, "--shared", 0.5, "--router", "two-stage"]),
+    "llama_order": ("Llama", {}, ["--activated", 0.5, "--shared-by", "importance", *CALIBRATION]),
+    "llama_order_two_stage": ("Llama", {}, ["--activated", 0.75, "--router", "two-stage", "--shared-by", "importance", *CALIBRATION]),
+    "llama_budget": ("Llama", {}, ["--activated", 0.5, "--budget", "global", *CALIBRATION]),
+    "llama_groups": ("Llama", {}, ["--activated", 0.75, "--select", "kv-group", "--top-k", 4]),
+    "llama_few_groups": ("Llama", {}, ["--activated", 0.75, "--select", "kv-group", "--shared", 0.5]),
+    "llama_groups_two_stage": ("Llama", {}, ["--activated", 0.75, "--select", "kv-group", "--router", "two-stage"]),
+    "llama_groups_order": ("Llama", {}, ["--activated", 0.5, "--select", "kv-group", "--shared-by", "importance", *CALIBRATION]),
     "mistral": ("Mistral", dict(sliding_window=7), ["--activated", 0.75]),
     "qwen2": ("Qwen2", {}, ["--activated", 0.5]),
     "qwen3": ("Qwen3", dict(head_dim=16), ["--activated", 0.75]),
@@ -69,6 +79,8 @@ def check_generate(model, tokens):
 
 
 def main():
+    draw = torch.Generator().manual_seed(0)
+    np.save(FOLDER / "ids.npy", torch.randint(SMALL["vocab_size"], (400,), generator=draw).numpy().astype("uint16"))
     plain = {}
     for seed, name in enumerate(CASES):
         make(name, seed)

@@ -16,6 +16,7 @@ SMALL = dict(vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_lay
              num_key_value_heads=2, max_position_embeddings=128)
 LLAMA3_ROPE = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=32)
+VERSION = int(transformers.__version__.split(".")[0])
 CASES = {
     "llama1": ("Llama", dict(num_key_value_heads=6)),
     "llama2": ("Llama", dict(rms_norm_eps=1e-5)),
@@ -58,6 +59,11 @@ def as_version_4(config):
 
 def make(name, folder, seed, dtype=torch.float32):
     family, changes = CASES[name]
+    if VERSION < 5 and "rope_parameters" in changes:
+        changes = {**changes}
+        rope = {**changes.pop("rope_parameters")}
+        changes["rope_theta"] = rope.pop("rope_theta")
+        changes["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config = getattr(transformers, family + "Config")(**{**SMALL, **changes})
     config._attn_implementation = "eager"
     model = getattr(transformers, family + "ForCausalLM")(config)
@@ -66,15 +72,18 @@ def make(name, folder, seed, dtype=torch.float32):
     new, old = folder / f"{name}_new", folder / f"{name}_old"
     model.save_pretrained(new)
     written = json.loads((new / "config.json").read_text())
-    assert "rope_parameters" in written and "dtype" in written, "transformers 5 writes these keys"
-    old.mkdir()
-    shutil.copy(new / "model.safetensors", old)
-    (old / "config.json").write_text(json.dumps(as_version_4(written)))
+    folders = [new.name]
+    if VERSION >= 5:
+        assert "rope_parameters" in written and "dtype" in written, "transformers 5 writes these keys"
+        old.mkdir()
+        shutil.copy(new / "model.safetensors", old)
+        (old / "config.json").write_text(json.dumps(as_version_4(written)))
+        folders.append(old.name)
     if dtype != torch.float32:  # anew: converting a model converts its rotary frequencies too
         model = type(model).from_pretrained(new, dtype=torch.float32, attn_implementation="eager")
     ids = torch.randint(SMALL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(seed))
     config = {} if dtype == torch.float32 else {"load_as": "fp32"}
-    write_case(folder / f"{name}.safetensors", [new.name, old.name], tensors_of(model, ids, seed), **config)
+    write_case(folder / f"{name}.safetensors", folders, tensors_of(model, ids, seed), **config)
 
 
 def main():
@@ -82,16 +91,20 @@ def main():
     try:
         for seed, name in enumerate(CASES):
             make(name, folder, seed)
-        make_half = {"llama3": torch.bfloat16, "gemma": torch.float16}
-        for name, dtype in make_half.items():
+        for name, dtype in (("llama3", torch.bfloat16), ("llama3_2", torch.float16), ("gemma", torch.float16),
+                            ("qwen2", torch.bfloat16), ("mistral_window", torch.float16)):
             CASES[f"{name}_half"] = CASES[name]
             make(f"{name}_half", folder, 50, dtype)
         # Shards with an index, as large models have.
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "llama2_new")
-        model.save_pretrained(folder / "sharded", max_shard_size="60KB")
-        assert (folder / "sharded" / "model.safetensors.index.json").exists()
-        ids = torch.randint(SMALL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(99))
-        write_case(folder / "sharded.safetensors", ["sharded"], tensors_of(model, ids, 99))
+        for seed, (name, dtype) in enumerate((("llama2_new", torch.float32), ("qwen2_half_new", torch.bfloat16)), start=99):
+            shards = folder / f"{name}_shards"
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder / name, dtype=dtype)
+            model.save_pretrained(shards, max_shard_size="60KB")
+            assert (shards / "model.safetensors.index.json").exists()
+            model = type(model).from_pretrained(shards, dtype=torch.float32, attn_implementation="eager")
+            ids = torch.randint(SMALL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(seed))
+            config = {} if dtype == torch.float32 else {"load_as": "fp32"}
+            write_case(folder / f"{name}_shards.safetensors", [shards.name], tensors_of(model, ids, seed), **config)
         status = run_golden_tests(BUILD, folder)
     finally:
         shutil.rmtree(folder)
