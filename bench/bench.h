@@ -69,7 +69,7 @@ struct Subject {
   std::vector<std::string> columns;  // of the printed table, names of bench/table.cpp
 };
 
-// attention, decode, layer, prefill, train, vit.
+// attention, decode, layer, prefill, train, vit, dit.
 const std::vector<Subject>& subjects();
 
 // Every combination of what the user gave and, where nothing was given, of the subject's defaults; the rival changes
@@ -82,5 +82,6 @@ Json run_layer(const Case& c, const Options& options);
 Json run_prefill(const Case& c, const Options& options);
 Json run_train(const Case& c, const Options& options);
 Json run_vit(const Case& c, const Options& options);
+Json run_dit(const Case& c, const Options& options);
 
 }  // namespace moh::bench

@@ -74,6 +74,17 @@ Grid vit_defaults() {
   return grid;
 }
 
+Grid dit_defaults() {
+  Grid grid;
+  grid.threads = {0};
+  grid.preset = {"moh-dit-b-2-75", "moh-dit-xl-2-75"};
+  grid.dtype = {"fp32"};
+  grid.batch = {2, 8};
+  grid.tokens = {256, 1024};
+  grid.rival = {"dense_twin", "authors_form"};
+  return grid;
+}
+
 template <class T>
 void expand(std::vector<Case>& cases, const std::vector<T>& values, T Case::*member) {
   if (values.empty()) return;
@@ -165,6 +176,10 @@ const std::vector<Subject>& subjects() {
       {"vit", "a whole vision transformer on 224 pixels; rivals dense_twin, authors_form", vit_defaults(),
        {"dense_twin", "authors_form"}, run_vit,
        words("preset dtype direction batch threads activated " + timing + "gflops max_abs_error")},
+      {"dit", "a DiT's forward pass; rivals dense_twin, authors_form, torch_dense (the twin by LibTorch alone)",
+       dit_defaults(), {"dense_twin", "authors_form", "torch_dense"}, run_dit,
+       words("preset dtype batch tokens threads activated " + timing + "gflops " + shares +
+             "attention_flops_share max_abs_error")},
   };
   return all;
 }

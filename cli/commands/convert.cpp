@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/dit_commands.h"
 #include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
@@ -114,6 +115,9 @@ int convert(const Context& context, const Options& options) {
   if (is_vit_checkpoint(options.in)) {
     return convert_vit(context, options.in, options.out, options.preset, options.weights);
   }
+  if (is_dit_folder(options.in) || is_dit_checkpoint(options.in)) {
+    return convert_dit(context, options.in, options.out, options.weights);
+  }
   models::LlamaConfig dense = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json",
                                                          models::read_as(context.read_as));
   MOH_CHECK(!std::filesystem::exists(options.out + "/model.safetensors"), "[convert] ", options.out,
@@ -155,7 +159,7 @@ const Registered registered{
        auto options = std::make_shared<Options>();
        app.add_option(
               "in", options->in,
-              "dense Hugging Face folder of the LLaMA family, an authors' MoH one, or a MoH-ViT checkpoint file")
+              "dense Hugging Face folder of the LLaMA family, an authors' MoH one, or a MoH-ViT or DiT checkpoint file")
            ->required();
        app.add_option("out", options->out, "new MoH folder")->required();
        app.add_option("--preset", options->preset,

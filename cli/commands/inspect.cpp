@@ -5,11 +5,13 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/commands/dit_commands.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/report/report.h"
 #include "cli/run_time_heads.h"
 #include "moh/eval/head_load.h"
 #include "moh/io/files.h"
+#include "moh/models/dit_config.h"
 #include "moh/models/llama_cost.h"
 #include "moh/models/vit_config.h"
 
@@ -51,6 +53,9 @@ bool half_weights(const Json& config) {
 int inspect(const Context& context, const Options& options) {
   if (is_vit_folder(options.model) || models::is_vit_preset(options.model)) {
     return inspect_vit(context, options.model, options.data, options.html);
+  }
+  if (is_dit_folder(options.model) || models::is_dit_preset(options.model) || is_dit_checkpoint(options.model)) {
+    return inspect_dit(context, options.model, options.data, options.html);
   }
   const auto as = models::read_as(context.read_as);
   const bool is_folder = std::filesystem::is_directory(options.model);
@@ -136,7 +141,7 @@ int inspect(const Context& context, const Options& options) {
 const Registered registered{
     {"inspect", "configuration, parameters, FLOPs, KV bytes, head load", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
-       app.add_option("model", options->model, "model folder or preset")->required();
+       app.add_option("model", options->model, "model folder, preset, or DiT checkpoint")->required();
        app.add_option("--data", options->data, "measure the head load on this text or token file");
        app.add_option("--sequence", options->sequence, "tokens of context; 0: the model's");
        app.add_option("--max-windows", options->max_windows, "windows of --data at most");

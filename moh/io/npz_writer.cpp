@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +12,7 @@
 #include "moh/io/files.h"
 #include "moh/io/npy.h"
 #include "moh/io/shape_bytes.h"
+#include "moh/io/zip_bytes.h"
 
 namespace moh::io {
 namespace {
@@ -22,93 +22,70 @@ constexpr const char* kEntry = "arr_0.npy";
 constexpr std::uint16_t kZip64Version = 45;
 constexpr std::size_t kChecksumOffset = 14;  // in a local header
 
-std::array<std::uint32_t, 256> make_crc_table() {
-  std::array<std::uint32_t, 256> table{};
-  for (std::uint32_t i = 0; i < 256; ++i) {
-    std::uint32_t value = i;
-    for (int bit = 0; bit < 8; ++bit) value = (value >> 1) ^ ((value & 1) != 0 ? 0xedb88320U : 0);
-    table[i] = value;
-  }
-  return table;
-}
-
-std::uint32_t crc32(std::uint32_t crc, std::span<const unsigned char> bytes) {
-  static const auto table = make_crc_table();
-  for (const unsigned char byte : bytes) crc = table[(crc ^ byte) & 0xff] ^ (crc >> 8);
-  return crc;
-}
-
-template <class T>
-void put(std::string& out, T value) {
-  for (std::size_t i = 0; i < sizeof(T); ++i) {
-    out += static_cast<char>((static_cast<std::uint64_t>(value) >> (8 * i)) & 0xff);
-  }
-}
-
 // Fields that a local header and the table of contents have in common; sizes stand in the zip64 field.
 void put_common(std::string& out, std::uint32_t checksum) {
-  put<std::uint16_t>(out, kZip64Version);
-  put<std::uint16_t>(out, 0);       // flags
-  put<std::uint16_t>(out, 0);       // stored
-  put<std::uint16_t>(out, 0);       // time
-  put<std::uint16_t>(out, 0x0021);  // date: 1 January 1980
-  put<std::uint32_t>(out, checksum);
-  put<std::uint32_t>(out, 0xffffffff);
-  put<std::uint32_t>(out, 0xffffffff);
-  put<std::uint16_t>(out, static_cast<std::uint16_t>(std::strlen(kEntry)));
+  put_little<std::uint16_t>(out, kZip64Version);
+  put_little<std::uint16_t>(out, 0);  // flags
+  put_little<std::uint16_t>(out, 0);  // stored
+  put_little<std::uint16_t>(out, 0);  // time
+  put_little<std::uint16_t>(out, kZipDate);
+  put_little<std::uint32_t>(out, checksum);
+  put_little<std::uint32_t>(out, 0xffffffff);
+  put_little<std::uint32_t>(out, 0xffffffff);
+  put_little<std::uint16_t>(out, static_cast<std::uint16_t>(std::strlen(kEntry)));
 }
 
 std::string local_header(std::uint64_t size) {
   std::string out = "PK\x03\x04";
   put_common(out, 0);
-  put<std::uint16_t>(out, 20);  // length of the extra field
+  put_little<std::uint16_t>(out, 20);  // length of the extra field
   out += kEntry;
-  put<std::uint16_t>(out, 1);  // zip64
-  put<std::uint16_t>(out, 16);
-  put<std::uint64_t>(out, size);
-  put<std::uint64_t>(out, size);
+  put_little<std::uint16_t>(out, 1);  // zip64
+  put_little<std::uint16_t>(out, 16);
+  put_little<std::uint64_t>(out, size);
+  put_little<std::uint64_t>(out, size);
   return out;
 }
 
 std::string contents(std::uint64_t size, std::uint64_t end, std::uint32_t checksum) {
   std::string entry = "PK\x01\x02";
-  put<std::uint16_t>(entry, kZip64Version);
+  put_little<std::uint16_t>(entry, kZip64Version);
   put_common(entry, checksum);
-  put<std::uint16_t>(entry, 28);  // extra field
-  put<std::uint16_t>(entry, 0);   // comment
-  put<std::uint16_t>(entry, 0);   // disk
-  put<std::uint16_t>(entry, 0);
-  put<std::uint32_t>(entry, 0);
-  put<std::uint32_t>(entry, 0xffffffff);  // offset of the local header, in zip64
+  put_little<std::uint16_t>(entry, 28);  // extra field
+  put_little<std::uint16_t>(entry, 0);   // comment
+  put_little<std::uint16_t>(entry, 0);   // disk
+  put_little<std::uint16_t>(entry, 0);
+  put_little<std::uint32_t>(entry, 0);
+  put_little<std::uint32_t>(entry, 0xffffffff);  // offset of the local header, in zip64
   entry += kEntry;
-  put<std::uint16_t>(entry, 1);
-  put<std::uint16_t>(entry, 24);
-  put<std::uint64_t>(entry, size);
-  put<std::uint64_t>(entry, size);
-  put<std::uint64_t>(entry, 0);
+  put_little<std::uint16_t>(entry, 1);
+  put_little<std::uint16_t>(entry, 24);
+  put_little<std::uint64_t>(entry, size);
+  put_little<std::uint64_t>(entry, size);
+  put_little<std::uint64_t>(entry, 0);
   std::string out = entry;
   out += "PK\x06\x06";  // end of contents, zip64
-  put<std::uint64_t>(out, 44);
-  put<std::uint16_t>(out, kZip64Version);
-  put<std::uint16_t>(out, kZip64Version);
-  put<std::uint32_t>(out, 0);
-  put<std::uint32_t>(out, 0);
-  put<std::uint64_t>(out, 1);
-  put<std::uint64_t>(out, 1);
-  put<std::uint64_t>(out, entry.size());
-  put<std::uint64_t>(out, end);
+  put_little<std::uint64_t>(out, 44);
+  put_little<std::uint16_t>(out, kZip64Version);
+  put_little<std::uint16_t>(out, kZip64Version);
+  put_little<std::uint32_t>(out, 0);
+  put_little<std::uint32_t>(out, 0);
+  put_little<std::uint64_t>(out, 1);
+  put_little<std::uint64_t>(out, 1);
+  put_little<std::uint64_t>(out, entry.size());
+  put_little<std::uint64_t>(out, end);
   out += "PK\x06\x07";  // where that is
-  put<std::uint32_t>(out, 0);
-  put<std::uint64_t>(out, end + entry.size());
-  put<std::uint32_t>(out, 1);
+  put_little<std::uint32_t>(out, 0);
+  put_little<std::uint64_t>(out, end + entry.size());
+  put_little<std::uint32_t>(out, 1);
   out += "PK\x05\x06";
-  put<std::uint16_t>(out, 0);
-  put<std::uint16_t>(out, 0);
-  put<std::uint16_t>(out, 1);
-  put<std::uint16_t>(out, 1);
-  put<std::uint32_t>(out, static_cast<std::uint32_t>(entry.size()));
-  put<std::uint32_t>(out, 0xffffffff);
-  put<std::uint16_t>(out, 0);
+  put_little<std::uint16_t>(out, 0);
+  put_little<std::uint16_t>(out, 0);
+  put_little<std::uint16_t>(out, 1);
+  put_little<std::uint16_t>(out, 1);
+  put_little<std::uint32_t>(out, static_cast<std::uint32_t>(entry.size()));
+  put_little<std::uint32_t>(out, 0xffffffff);
+  put_little<std::uint16_t>(out, 0);
   return out;
 }
 
@@ -181,7 +158,7 @@ std::uint32_t NpzWriter::checksum() const {
     const ssize_t got = ::pread(file_, buffer.data(), wanted, static_cast<off_t>(at));
     if (got < 0 && errno == EINTR) continue;
     MOH_CHECK(got > 0, "[npz] cannot read ", path_, ".part back");
-    crc = crc32(crc, {buffer.data(), static_cast<std::size_t>(got)});
+    crc = zip_crc(crc, {buffer.data(), static_cast<std::size_t>(got)});
     at += static_cast<std::uint64_t>(got);
   }
   return ~crc;
@@ -192,7 +169,7 @@ void NpzWriter::finish() {
   const std::uint64_t end = head_.size() + static_cast<std::uint64_t>(shape_[0]) * row_bytes_;
   const std::uint32_t crc = checksum();
   std::string patch;
-  put(patch, crc);
+  put_little(patch, crc);
   write_at(kChecksumOffset, patch);
   const std::string table = contents(end - zip_header_, end, crc);
   write_at(end, table);

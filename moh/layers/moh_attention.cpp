@@ -5,6 +5,7 @@
 
 #include "moh/base/error.h"
 #include "moh/ops/head_attention.h"
+#include "moh/ops/linear.h"
 #include "moh/ops/projection.h"
 
 namespace moh::layers {
@@ -35,10 +36,10 @@ MohAttentionOutput moh_attention(const Tensor& x, const MohAttentionWeights& wei
   }
   const Tensor& gates = output.routing.gates;
   if (active == options.num_heads) {  // nothing to skip: one product for all
-    const Tensor qkv = split(at::linear(x, weights.qkv_weight, weights.qkv_bias), 3);
+    const Tensor qkv = split(ops::linear(x, weights.qkv_weight, weights.qkv_bias), 3);
     const Tensor heads =
         ops::head_attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), gates, std::nullopt, options.causal);
-    output.y = at::linear(heads.flatten(2), weights.proj_weight, weights.proj_bias);
+    output.y = ops::linear(heads.flatten(2), weights.proj_weight, weights.proj_bias);
   } else {  // queries of unselected heads are not computed; keys and values serve every token
     const auto part = [&](std::int64_t begin, std::int64_t length) -> optional<Tensor> {
       if (!weights.qkv_bias) return std::nullopt;
@@ -46,7 +47,7 @@ MohAttentionOutput moh_attention(const Tensor& x, const MohAttentionWeights& wei
     };
     const Tensor query = ops::project_heads(x, weights.qkv_weight.narrow(0, 0, size), part(0, size), gates);
     const Tensor key_value =
-        split(at::linear(x, weights.qkv_weight.narrow(0, size, 2 * size), part(size, 2 * size)), 2);
+        split(ops::linear(x, weights.qkv_weight.narrow(0, size, 2 * size), part(size, 2 * size)), 2);
     const Tensor heads =
         ops::head_attention(query, key_value.select(2, 0), key_value.select(2, 1), gates, std::nullopt, options.causal);
     output.y = ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates);

@@ -2,11 +2,13 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/GradMode.h>
 
 #include <cmath>
 #include <unordered_map>
 
 #include "moh/base/error.h"
+#include "moh/ops/linear.h"
 
 namespace moh::models {
 namespace {
@@ -23,6 +25,12 @@ std::string block_prefix(std::int64_t layer) { return "blocks." + std::to_string
 Tensor modulated_norm(const Tensor& x, const Tensor& shift, const Tensor& scale) {
   const Tensor normed = at::layer_norm(x, {x.size(-1)}, {}, {}, kNormEps);
   return at::addcmul(shift.unsqueeze(1), normed, scale.unsqueeze(1) + 1);
+}
+
+// tokens + gate y, gate [N, C]; in place where no gradient needs the old tokens.
+Tensor added(Tensor tokens, const Tensor& gate, const Tensor& y) {
+  if (at::GradMode::is_enabled()) return at::addcmul(tokens, gate.unsqueeze(1), y);
+  return tokens.addcmul_(gate.unsqueeze(1), y);
 }
 
 // [N] angles t * f for each of `frequencies`, in float64.
@@ -93,7 +101,9 @@ Tensor timestep_sinusoid(const Tensor& t, std::int64_t size) {
   return at::cat({angle.cos(), angle.sin()}, -1);
 }
 
-Tensor Dit::Linear::operator()(const Tensor& x) const { return at::linear(x, weight, bias); }
+Tensor Dit::Linear::operator()(const Tensor& x, ops::Activation activation) const {
+  return ops::linear(x, weight, bias, activation);
+}
 
 Dit::Dit(DitConfig config, io::NamedTensors tensors) : config_(std::move(config)) {
   check_dit_config(config_, "dit");
@@ -242,9 +252,9 @@ DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y) const 
   for (const Block& block : blocks_) {
     const std::vector<Tensor> m = block.modulation(condition).chunk(6, -1);
     const auto attended = layers::moh_attention(modulated_norm(tokens, m[0], m[1]), block.attention, block.options);
-    tokens = at::addcmul(tokens, m[2].unsqueeze(1), attended.y);
-    const Tensor hidden = at::gelu(block.fc1(modulated_norm(tokens, m[3], m[4])), "tanh");
-    tokens = at::addcmul(tokens, m[5].unsqueeze(1), block.fc2(hidden));
+    tokens = added(tokens, m[2], attended.y);
+    const Tensor hidden = block.fc1(modulated_norm(tokens, m[3], m[4]), ops::Activation::kGeluTanh);
+    tokens = added(tokens, m[5], block.fc2(hidden));
     if (config_.moh) output.routing.push_back(attended.routing);
     if (attended.load_balance_loss.defined()) output.balance_losses.push_back(attended.load_balance_loss);
   }

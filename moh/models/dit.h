@@ -16,6 +16,7 @@
 #include "moh/io/checkpoint.h"
 #include "moh/layers/moh_attention.h"
 #include "moh/models/dit_config.h"
+#include "moh/ops/linear.h"
 
 namespace moh::models {
 
@@ -69,7 +70,7 @@ class Dit {
   struct Linear {
     at::Tensor weight;
     std::optional<at::Tensor> bias;
-    at::Tensor operator()(const at::Tensor& x) const;
+    at::Tensor operator()(const at::Tensor& x, ops::Activation activation = ops::Activation::kNone) const;
   };
   struct Block {
     layers::MohAttentionWeights attention;

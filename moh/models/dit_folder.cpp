@@ -51,14 +51,22 @@ DitConfig recognise(const io::NamedTensors& tensors, const std::string& file) {
   fail("[dit] ", file, " fits no preset; put a config.json beside it that says what it is");
 }
 
-Dit load_checkpoint(const std::string& file, const std::string& weights) {
-  const io::TorchFile content(file);
+bool is_safetensors_file(const std::string& path) { return path.ends_with(".safetensors"); }
+
+io::NamedTensors read_checkpoint(const std::string& file, const std::string& weights) {
+  if (is_safetensors_file(file)) {
+    MOH_CHECK(weights == "auto", "[dit] ", file, " holds one set of weights; use --weights auto");
+    return io::load_tensors(file);
+  }
   std::vector<std::string> keys = {"ema", "model"};
   if (weights != "auto") keys = {weights};
-  if (weights != "auto" && !content.first_key(keys)) {
-    fail("[dit] ", file, " has no `", weights, "` weights; use --weights auto");
-  }
-  io::NamedTensors tensors = io::load_torch_tensors(file, keys);
+  MOH_CHECK(weights == "auto" || io::TorchFile(file).first_key(keys), "[dit] ", file, " has no `", weights,
+            "` weights; use --weights auto");
+  return io::load_torch_tensors(file, keys);
+}
+
+Dit load_checkpoint(const std::string& file, const std::string& weights) {
+  io::NamedTensors tensors = read_checkpoint(file, weights);
   for (auto& [name, tensor] : tensors) {
     if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
   }
@@ -77,8 +85,11 @@ Dit load_checkpoint(const std::string& file, const std::string& weights) {
 Dit load_dit(const std::string& path, const std::string& weights) {
   MOH_CHECK(weights == "auto" || weights == "ema" || weights == "model",
             "[dit] weights must be auto, ema or model, got `", weights, "`");
-  if (fs::is_regular_file(path) && io::is_torch_file(path)) return load_checkpoint(path, weights);
-  MOH_CHECK(!fs::is_regular_file(path), "[dit] ", path, " is neither a model folder nor a checkpoint of torch.save");
+  if (fs::is_regular_file(path)) {
+    MOH_CHECK(is_safetensors_file(path) || io::is_torch_file(path), "[dit] ", path,
+              " is neither a model folder nor a checkpoint (.pt of torch.save, .safetensors)");
+    return load_checkpoint(path, weights);
+  }
   const Json json = io::load_config(path);
   MOH_CHECK(is_dit_config(json), "[dit] ", path, "/config.json is not that of a DiT");
   DitConfig config = parse_dit_config(json, path + "/config.json");
@@ -91,6 +102,33 @@ Dit load_dit(const std::string& path, const std::string& weights) {
     if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
   }
   return Dit(std::move(config), std::move(tensors));
+}
+
+bool is_dit_checkpoint_file(const std::string& path) {
+  constexpr std::string_view kTensor = "x_embedder.proj.weight";
+  if (!fs::is_regular_file(path)) return false;
+  if (is_safetensors_file(path)) {
+    for (const auto& [name, tensor] : io::load_tensors(path)) {
+      if (name == kTensor) return true;
+    }
+    return false;
+  }
+  if (!io::is_torch_file(path)) return false;
+  for (const auto& item : io::TorchFile(path).tensors({"ema", "model"})) {
+    if (item.name == kTensor) return true;
+  }
+  return false;
+}
+
+bool has_both_weights(const std::string& path) {
+  if (fs::is_directory(path)) return fs::exists(path + "/ema.safetensors") && fs::exists(path + "/model.safetensors");
+  if (is_safetensors_file(path)) return false;
+  const io::TorchFile file(path);
+  return file.first_key({"ema"}) && file.first_key({"model"});
+}
+
+void save_averaged_dit(const Dit& averaged, const std::string& folder) {
+  io::save_tensors(folder + "/ema.safetensors", averaged.parameters());
 }
 
 void save_dit(const Dit& model, const std::string& folder) {

@@ -8,6 +8,7 @@
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
 #include "moh/ops/kernel_tensor.h"
+#include "moh/ops/linear.h"
 #include "moh/ops/parallel.h"
 #include "moh/ops/projection_cost.h"
 
@@ -110,7 +111,7 @@ Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const option
   const Tensor kernel_gates = kernel_gates_of(gates);
   const Choice choice = choose(Projection::kValues, x, kernel_gates, sizes);
   if (choice.backend == nullptr) {
-    const Tensor heads = at::linear(x, weight, bias).reshape(shape);
+    const Tensor heads = moh::ops::linear(x, weight, bias).reshape(shape);
     return choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
   }
   const Tensor rows = x.reshape({sizes.rows, sizes.width});
@@ -134,7 +135,7 @@ Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const op
   const Choice choice = choose(Projection::kValues, heads, kernel_gates, sizes);
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
-    return at::linear(selected.flatten(-2), weight, bias);
+    return moh::ops::linear(selected.flatten(-2), weight, bias);
   }
   const Tensor rows = heads.reshape({sizes.rows, sizes.heads, sizes.head_dim});
   const Tensor out = at::empty({sizes.rows, sizes.width}, heads.options());

@@ -8,6 +8,7 @@
 
 #include "moh/base/error.h"
 #include "moh/kernels/routing.h"
+#include "moh/ops/linear.h"
 #include "moh/ops/parallel.h"
 
 namespace moh::ops {
@@ -31,13 +32,33 @@ void check_counts(const char* where, std::int64_t num_heads, std::int64_t shared
 
 Tensor upcast(const Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? tensor : tensor.to(at::kFloat); }
 
-Tensor scores_of(const Tensor& x, const optional<Tensor>& weight, const char* name, std::int64_t rows) {
-  MOH_CHECK(weight.has_value(), "[route_two_stage] this combination of shared heads and top_k needs ", name, " [", rows,
-            ", ", x.size(-1), "]");
-  MOH_CHECK(weight->dim() == 2 && weight->size(0) == rows && weight->size(1) == x.size(-1), "[route_two_stage] ", name,
-            " must be [", rows, ", ", x.size(-1), "], got ", weight->sizes());
-  return at::matmul(x, weight->to(x.scalar_type()).t());
-}
+// The matrices that a case needs, as one product: x is read once.
+class Scores {
+ public:
+  explicit Scores(const Tensor& x) : x_(x) {}
+  void need(const optional<Tensor>& weight, const char* name, std::int64_t rows) {
+    MOH_CHECK(weight.has_value(), "[route_two_stage] this combination of shared heads and top_k needs ", name, " [",
+              rows, ", ", x_.size(-1), "]");
+    MOH_CHECK(weight->dim() == 2 && weight->size(0) == rows && weight->size(1) == x_.size(-1), "[route_two_stage] ",
+              name, " must be [", rows, ", ", x_.size(-1), "], got ", weight->sizes());
+    weights_.push_back(weight->to(x_.scalar_type()));
+    rows_.push_back(rows);
+  }
+  // Softmax of x W^T for each matrix, in the order in which they were named.
+  std::vector<Tensor> probabilities() const {
+    if (weights_.empty()) return {};
+    std::vector<Tensor> parts =
+        moh::ops::linear(x_, weights_.size() == 1 ? weights_[0] : at::cat(weights_), std::nullopt)
+            .split_with_sizes(rows_, -1);
+    for (Tensor& part : parts) part = at::softmax(part, -1);
+    return parts;
+  }
+
+ private:
+  const Tensor& x_;
+  std::vector<Tensor> weights_;
+  std::vector<std::int64_t> rows_;
+};
 
 Tensor selected_mask(const Tensor& probabilities, const Tensor& indices) {
   return at::zeros(probabilities.sizes(), probabilities.options().requires_grad(false)).scatter(-1, indices, 1.0);
@@ -92,10 +113,17 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
   auto sizes = x.sizes().vec();
   sizes.back() = shared_heads;
 
-  Tensor shared = at::ones(sizes, x.options().requires_grad(false));
+  Scores scores(x);
+  if (shared_heads > 1) scores.need(wg_1, "wg_1", shared_heads);
+  if (num_routed > 0) scores.need(wg, "wg", num_routed);
+  if (num_routed > 0 && shared_heads > 0) scores.need(wg_0, "wg_0", 2);
+  const std::vector<Tensor> parts = scores.probabilities();
+
+  Tensor shared;
   if (shared_heads > 1) {
-    shared = at::softmax(scores_of(x, wg_1, "wg_1", shared_heads), -1);
-    if (authors) shared = shared * static_cast<double>(shared_heads);
+    shared = authors ? parts.front() * static_cast<double>(shared_heads) : parts.front();
+  } else {
+    shared = at::ones(sizes, x.options().requires_grad(false));
   }
   if (num_routed == 0) {
     // Heads that are neither shared nor routed never run: [..., H - shared] zeros.
@@ -106,7 +134,7 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
     return {at::cat({shared, none}, -1), empty.to(at::kLong), empty};
   }
 
-  const Tensor probabilities = at::softmax(scores_of(x, wg, "wg", num_routed), -1);
+  const Tensor& probabilities = parts[shared_heads > 1 ? 1 : 0];
   const Tensor indices = select_top_k(probabilities, top_k);
   Tensor routed = probabilities * selected_mask(probabilities, indices);
   if (authors) {
@@ -116,8 +144,7 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
   }
   if (shared_heads == 0) return {routed, indices, probabilities};
 
-  Tensor kind = at::softmax(scores_of(x, wg_0, "wg_0", 2), -1);
-  if (authors) kind = kind * 2.0;
+  const Tensor kind = authors ? parts.back() * 2.0 : parts.back();
   return {at::cat({shared * kind.narrow(-1, 0, 1), routed * kind.narrow(-1, 1, 1)}, -1), indices, probabilities};
 }
 

@@ -59,6 +59,15 @@ class Bench(unittest.TestCase):
             self.bench(subject, "--preset", "llm-tiny", "--tokens", 32, "--dtype", "bf16", "--activated", 0.75, "--rival",
                        "dense_twin,authors_form", expected=2)
 
+    def test_bench_dit(self):
+        rows = self.bench("dit", "--preset", "moh-dit-pixel-tiny", "--tokens", "16,81", "--batch", 2, "--dtype", "fp32,bf16",
+                          "--rival", "dense_twin,authors_form,torch_dense", expected=12)
+        for row in rows:
+            self.assertEqual(row["activated"], 0.75)
+            self.assertTrue(0.75 < row["ideal_ratio"] < 1 and 0 < row["attention_flops_share"] < row["head_flops_share"] < 1)
+        self.assertEqual(run("bench", "dit", "--preset", "moh-dit-pixel-tiny", "--tokens", 15, "--batch", 1).returncode, 1)
+        self.assertEqual(run("bench", "dit", "--preset", "dit-pixel-tiny", "--tokens", 16, "--batch", 1).returncode, 1)
+
     def test_bench_summary_and_file(self):
         folder = tempfile.TemporaryDirectory(prefix="moh_bench_")
         self.addCleanup(folder.cleanup)

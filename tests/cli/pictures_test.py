@@ -168,6 +168,94 @@ def test_authors_checkpoint(temporary, model):
     refused("sample", folder / "0000006.pt", "--out", temporary / "z.png", words=["fits no preset", "config.json"])
 
 
+def test_convert_and_inspect(temporary, model):
+    folder, out = temporary / "authors", temporary / "converted"
+    authors_checkpoint(model, folder / "again.pt")
+    (folder / "config.json").write_text((model / "config.json").read_text())
+    line = rows("convert", folder / "again.pt", out)[-1]
+    assert line["activated"] == 0.75 and line["weights"] == "model, ema", line
+    assert line["layers"] == [{"heads": 4, "shared_heads": 1, "top_k": 2}] * 2, line
+    for weights in ("auto", "model"):
+        run("sample", out, "--steps", 3, "--weights", weights, "--out", temporary / f"c-{weights}.npz")
+        assert numpy.array_equal(numpy.load(temporary / f"f-{weights}.npz")["arr_0"],
+                                 numpy.load(temporary / f"c-{weights}.npz")["arr_0"])
+    bare = folder / "bare.safetensors"  # averaged weights alone, beside the same config.json
+    bare.write_bytes((model / "ema.safetensors").read_bytes())
+    run("convert", bare, temporary / "from_bare")
+    assert not (temporary / "from_bare" / "ema.safetensors").exists()
+    run("sample", bare, "--steps", 3, "--out", temporary / "bare.npz")
+    assert numpy.array_equal(numpy.load(temporary / "bare.npz")["arr_0"], numpy.load(temporary / "f-auto.npz")["arr_0"])
+    refused("convert", bare, out, words=["another folder"])
+    refused("sample", bare, "--weights", "ema", "--out", temporary / "z.png", words=["one set of weights"])
+    for name in ("again.pt", "bare.safetensors"):
+        half = folder / f"half-{name}"
+        half.write_bytes((folder / name).read_bytes()[:5000])
+        for command in ("convert", "sample"):
+            refused(command, half, *(("--out",) if command == "sample" else ()), temporary / "half.png", words=[half.name])
+
+    count = lambda file: sum(tensor.numel() for tensor in tensors_of(file).values())
+    for name in (model, out, folder / "again.pt"):
+        line = rows("inspect", name)[-1]
+        assert line["parameters"] == count(model / "model.safetensors") and line["tokens"] == 16, line
+        assert 0 < line["flops_per_image"] < line["dense_flops_per_image"] and line["activated"] == 0.75
+    # Published counts (the paper's XL at 75 %), and FLOPs within what skipped heads can explain.
+    line = rows("inspect", "moh-dit-xl-2-75", "--html", temporary / "xl.html")[-1]
+    assert line["parameters"] == 675689504 and abs(line["activated"] - 0.75) < 1e-9 and len(line["layers"]) == 28
+    assert abs(line["dense_flops_per_image"] / 2 / 118.6e9 - 1) < 0.02  # multiply-adds of DiT-XL/2 in the DiT paper
+    assert "75.0 %" in (temporary / "xl.html").read_text()
+    refused("inspect", model, "--data", temporary / "data", words=["--data"])
+
+
+def tensors_of(file):
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "golden"))
+    from make_golden import read_safetensors
+    return read_safetensors(file)[1]
+
+
+def test_wrong_autoencoder(temporary, model):
+    latent = temporary / "latent"
+    latent.mkdir()
+    for name in ("model.safetensors", "ema.safetensors"):
+        (latent / name).write_bytes((model / name).read_bytes())
+    (latent / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | {"space": "latent"}))
+    refused("sample", latent, "--out", temporary / "z.png", words=["--vae"])
+    refused("sample", latent, "--vae", model, "--out", temporary / "z.png", words=[str(model)])
+    refused("sample", latent, "--vae", temporary / "nowhere", "--out", temporary / "z.png", words=["nowhere"])
+    refused("sample", model, "--vae", model, "--out", temporary / "z.png", words=["makes pixels"])
+    refused("train", "--preset", "moh-dit-s-2-75", "--data", temporary / "data", "--vae", model, "--out", temporary / "y",
+            words=[str(model)])
+
+
+def test_features(temporary):
+    data, vit = temporary / "data", temporary / "vit"
+    run("train", "--preset", "moh-vit-cifar", "--data", data, "--out", vit, "--steps", 2, "--batch", 4, "--warmup", 1,
+        "--crop", "padded", "--repeats", 1)
+    names = [f"{label}/{i}.png" for label in ("blue", "red") for i in range(8)]
+    line = rows("features", vit, data, "--out", temporary / "folder.npz")[-1]
+    assert line["images"] == 16
+    pictures = numpy.stack([numpy.asarray(Image.open(data / name)) for name in names])
+    numpy.savez(temporary / "pictures.npz", arr_0=pictures)
+    run("features", vit, temporary / "pictures.npz", "--batch", 5, "--out", temporary / "array.npz")
+    with numpy.load(temporary / "folder.npz") as folder, numpy.load(temporary / "array.npz") as array:
+        assert sorted(folder.files) == ["features", "probabilities"]
+        features, probabilities = folder["features"], folder["probabilities"]
+        assert features.shape == (16, line["dimensions"]) and probabilities.shape == (16, 2)
+        assert numpy.abs(probabilities.sum(1) - 1).max() < 1e-5
+        assert numpy.abs(array["features"] - features).max() < 1e-4  # another batch size rounds otherwise
+    for name, probability in ((names[0], probabilities[0]), (names[15], probabilities[15])):
+        top = {entry["class"]: entry["probability"] for entry in rows("classify", vit, data / name)[-1]["top"]}
+        assert abs(top["blue"] - probability[0]) < 1e-4 and abs(top["red"] - probability[1]) < 1e-4
+    run("features", vit, data, "--limit", 4, "--out", temporary / "four.npz")
+    with numpy.load(temporary / "four.npz") as four:
+        assert numpy.abs(four["features"] - features[::4]).max() < 1e-4
+    line = rows("eval", "--real", temporary / "folder.npz", "--generated", temporary / "array.npz")[-1]
+    assert abs(line["frechet_distance"]) < 1e-3 and line["precision"] == line["recall"] == 1
+    refused("features", vit, temporary / "folder.npz", "--out", temporary / "x.npz", words=["one array of pictures"])
+    refused("features", vit, temporary / "nowhere", "--out", temporary / "x.npz", words=["nowhere"])
+    refused("features", data, data, "--out", temporary / "x.npz", words=["not a folder of a vision transformer"])
+    refused("features", vit, data, "--out", temporary / "x.csv", words=[".npz"])
+
+
 def test_metrics(temporary):
     random = numpy.random.default_rng(5)
     real = random.normal(size=(120, 12)) @ random.normal(size=(12, 12))
@@ -215,5 +303,8 @@ with tempfile.TemporaryDirectory() as folder:
     test_interrupt(temporary, model)
     test_resume_training(temporary)
     test_authors_checkpoint(temporary, model)
+    test_convert_and_inspect(temporary, model)
+    test_wrong_autoencoder(temporary, model)
+    test_features(temporary)
     test_metrics(temporary)
 print("ok")

@@ -28,7 +28,8 @@ struct Shape {
 const Shape kShapes[] = {{1, 1, 1, 1},    {1, 8, 64, 96},   {3, 4, 24, 40},     {5, 4, 8, 7},     {70, 3, 72, 65},
                          {97, 2, 80, 48}, {200, 5, 16, 33}, {130, 4, 128, 260}, {260, 2, 5, 100}, {0, 2, 4, 4}};
 
-enum class Density { kNone, kOneHead, kHalf, kAll };
+// kShared: the first heads for every row, the others for half of the rows.
+enum class Density { kNone, kOneHead, kHalf, kShared, kAll };
 
 struct Tensors {
   ProjectionParams p;
@@ -58,7 +59,8 @@ struct Tensors {
     gates.resize(std::max<std::int64_t>(s.rows * s.heads, 1));
     for (std::int64_t i = 0; i < s.rows * s.heads; ++i) {
       const bool on = density == Density::kAll || (density == Density::kOneHead && i % s.heads == s.heads - 1) ||
-                      (density == Density::kHalf && random() % 2 == 0);
+                      (density == Density::kShared && i % s.heads < (s.heads + 1) / 2) ||
+                      ((density == Density::kHalf || density == Density::kShared) && random() % 2 == 0);
       gates[i] = on ? 0.5F - static_cast<float>(random() % 2) : 0.0F;
     }
     p.gates = gates.data();
@@ -115,7 +117,8 @@ TEST_P(ProjectionOnBackend, ProjectionsEqualTheReference) {
   unsigned seed = 0;
   for (const auto& [dtype, tolerance] : dtypes) {
     for (const Shape& shape : kShapes) {
-      for (const Density density : {Density::kHalf, Density::kNone, Density::kOneHead, Density::kAll}) {
+      for (const Density density :
+           {Density::kHalf, Density::kNone, Density::kOneHead, Density::kShared, Density::kAll}) {
         for (const bool columns_are_heads : {false, true}) {
           ++seed;
           if (skipped_by_stride(seed)) continue;

@@ -1,0 +1,91 @@
+#include "moh/eval/picture_features.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "moh/base/error.h"
+#include "moh/data/ordered_loader.h"
+#include "moh/eval/image_classification.h"
+#include "moh/io/feature_file.h"
+#include "moh/ops/autocast.h"
+
+namespace moh::eval {
+namespace {
+
+namespace fs = std::filesystem;
+using at::Tensor;
+
+std::vector<std::string> picture_files(const std::string& folder) {
+  std::vector<std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    std::string ending = entry.path().extension().string();
+    for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    const bool is_picture = ending == ".png" || ending == ".jpg" || ending == ".jpeg";
+    if (is_picture && entry.is_regular_file()) files.push_back(entry.path().string());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+Pictures pictures_of_array(const std::string& path) {
+  const auto arrays = io::load_arrays(path);
+  MOH_CHECK(arrays.size() == 1, "[pictures] ", path, " must hold one array of pictures (arr_0), got ", arrays.size());
+  const Tensor array = arrays.begin()->second.contiguous();
+  MOH_CHECK(array.dim() == 4 && array.size(3) == 3 && array.scalar_type() == at::kByte, "[pictures] ", path,
+            " must be uint8 [N, H, W, 3], got ", array.scalar_type(), " ", array.sizes());
+  return {array.size(0), [array](std::int64_t index) {
+            const std::int64_t bytes = array.stride(0);
+            const auto* begin = array.const_data_ptr<std::uint8_t>() + index * bytes;
+            return io::Image{array.size(2), array.size(1), {begin, begin + bytes}};
+          }};
+}
+
+}  // namespace
+
+Pictures open_pictures(const std::string& path, std::int64_t limit) {
+  Pictures all;
+  if (fs::is_directory(path)) {
+    const auto files = picture_files(path);
+    all = {static_cast<std::int64_t>(files.size()),
+           [files](std::int64_t index) { return io::load_image(files[index]); }};
+  } else {
+    MOH_CHECK(fs::exists(path), "[pictures] no such file or folder: ", path);
+    all = pictures_of_array(path);
+  }
+  MOH_CHECK(all.count > 0, "[pictures] ", path, " holds no pictures (.png, .jpg, .jpeg, or an .npz of them)");
+  if (limit <= 0 || limit >= all.count) return all;
+  return {limit, [all, limit](std::int64_t index) { return all.read(index * all.count / limit); }};
+}
+
+PictureFeatures picture_features(const models::Vit& model, const Pictures& pictures, const FeatureOptions& options,
+                                 const std::function<bool(double done)>& on_done) {
+  MOH_CHECK(options.batch > 0, "[features] batch must be positive, got ", options.batch);
+  const data::PictureFormat format = picture_format(model.config());
+  const std::int64_t batches = (pictures.count + options.batch - 1) / options.batch;
+  data::OrderedLoader<std::vector<Tensor>> loader(
+      [&](std::int64_t number) {
+        std::vector<Tensor> batch;
+        const std::int64_t end = std::min((number + 1) * options.batch, pictures.count);
+        for (std::int64_t i = number * options.batch; i < end; ++i) {
+          batch.push_back(picture_tensor(pictures.read(i), format));
+        }
+        return batch;
+      },
+      0, options.workers, options.workers + 1);
+  const c10::NoGradGuard no_grad;
+  std::vector<Tensor> features, probabilities;
+  for (std::int64_t number = 0; number < batches; ++number) {
+    const Tensor images = at::stack(loader.take()).to(model.device());
+    const ops::Autocast autocast(options.autocast, model.device().type());
+    const auto output = model.forward({.images = images});
+    features.push_back(output.features.to(at::kFloat).cpu());
+    probabilities.push_back(at::softmax(output.logits.to(at::kFloat), -1).cpu());
+    if (on_done && !on_done(static_cast<double>(number + 1) / static_cast<double>(batches))) return {};
+  }
+  return {at::cat(features), at::cat(probabilities)};
+}
+
+}  // namespace moh::eval
