@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 
 #include "bench/machine.h"
@@ -41,9 +42,10 @@ std::string command_with_environment(const std::string& command) {
 
 void write_markdown(const Context& context, const BenchOptions& options, const bench::Subject& subject,
                     const std::vector<Json>& rows) {
+  const bool append = options.append && std::filesystem::exists(options.markdown);
   std::string text = bench::markdown_report(command_with_environment(context.command), bench::machine_description(),
-                                            subject.columns, rows, /*with_title=*/!options.append);
-  if (options.append) text = io::read_file(options.markdown, std::int64_t{1} << 24) + text;
+                                            subject.columns, rows, /*with_title=*/!append);
+  if (append) text = io::read_file(options.markdown, std::int64_t{1} << 24) + text;
   io::write_file(options.markdown, text);
   context.say("wrote " + options.markdown);
 }
@@ -114,7 +116,7 @@ const Registered registered{
        app.add_option("--pairs", options->run.pairs, "timed pairs of runs for each case at least");
        app.add_flag("--summary", options->summary, "with --json, a line for each geometric mean at the end");
        app.add_option("--markdown", options->markdown, "write a file for bench/results");
-       app.add_flag("--append", options->append, "add to the file of --markdown instead of replacing it");
+       app.add_flag("--append", options->append, "add to the file of --markdown if there is one, instead of replacing it");
        app.footer(footer());
        return [options, &context] { return run_bench(context, *options); };
      }}};
