@@ -83,6 +83,11 @@ int train(const Context& context, const Options& options, bool from_preset) {
   const auto load_model = [&]() -> models::Llama {
     if (!checkpoint.empty()) return models::Llama::load(checkpoint, at::kFloat);
     if (!from_preset) return models::Llama::load(run.model, at::kFloat, models::read_as(context.read_as));
+    if (options.resume) {  // stopped before the first checkpoint: the same model anew, whose sizes the folder keeps
+      models::LlamaConfig same = models::parse_llama_config(io::load_config(run.out), run.out + "/config.json");
+      same.source = Json::object();
+      return models::Llama::initialize(same, static_cast<std::uint64_t>(config.seed));
+    }
     // Text without a tokenizer is bytes, a vocabulary of 256; token ids without one fit the preset's vocabulary.
     const bool is_ids = run.data.ends_with(".npy") || run.data.ends_with(".bin");
     const auto model_config =

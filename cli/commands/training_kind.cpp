@@ -107,8 +107,8 @@ int run_training(const Context& context, const char* command, train::TrainConfig
   Json record = Json::object();
   record["run"] = run;
   record["train"] = to_json(config);
+  io::save_json(out + "/config.json", model);  // first: who finds run.json finds both
   io::save_json(out + "/run.json", record);
-  io::save_json(out + "/config.json", model);
   const bool done = trainer.run(interrupted);
   progress.finish();
   if (!done) {

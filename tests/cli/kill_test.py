@@ -92,7 +92,8 @@ def main():
                 latest, last = max(steps, default=0), max(logged, default=0)
                 assert latest >= newest, f"checkpoint {newest} is gone, the newest is {latest} (seed {SEED}, kill {kills})"
                 assert last - latest <= INTERVAL, f"{last - latest} steps lost (seed {SEED}, kill {kills})"
-                assert all(expected[step] == loss for step, loss in logged.items()), f"other losses (seed {SEED}, kill {kills})"
+                other = {step: (loss, expected[step]) for step, loss in logged.items() if expected[step] != loss}
+                assert not other, f"other losses (seed {SEED}, kill {kills}), step: (got, expected): {other}, saved {steps}"
                 worst, newest, saved = max(worst, last - latest), latest, saved + len(steps)
                 if status == 0:
                     break

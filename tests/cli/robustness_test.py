@@ -132,6 +132,15 @@ class Robustness(unittest.TestCase):
         self.assertTrue((newest / "optimizer.safetensors").exists())
         self.assertTrue((newest / "model.safetensors").exists())
 
+    def test_a_run_stopped_before_its_first_checkpoint_begins_anew_with_its_own_model(self):
+        out, options = self.folder / "early", [*self.small, "--data", self.text, "--steps", 4, "--threads", 1]
+        self.assertEqual(run("train", *options, "--out", out).returncode, 0)
+        expected = (out / "model.safetensors").read_bytes()
+        shutil.rmtree(out / "checkpoints")
+        (out / "model.safetensors").unlink()
+        self.assertEqual(run("train", "--resume", "--out", out, "--threads", 1).returncode, 0)
+        self.assertEqual((out / "model.safetensors").read_bytes(), expected)
+
     def test_prompts_and_data_out_of_bounds(self):
         self.fails("context", "generate", self.model, "--prompt", "a" * 600)
         short = run("generate", self.model, "--prompt", "a" * 500, "--max-tokens", 50, "--json")
