@@ -10,6 +10,7 @@
 #include "moh/data/latent_cache.h"
 #include "moh/data/picture_folder.h"
 #include "moh/generate/pictures.h"
+#include "moh/io/checkpoint.h"
 #include "moh/models/dit_folder.h"
 #include "moh/ops/autocast.h"
 #include "moh/train/dit_task.h"
@@ -152,6 +153,11 @@ int train_dit(const CLI::App& app, const Context& context) {
     resumed = models::load_dit(checkpoint, "model");
     preset.input_size = resumed->config().input_size;
   }
+  std::optional<models::DitConfig> kept;  // of a run that stopped before its first checkpoint: it begins anew
+  if (resume && checkpoint.empty()) {
+    kept = models::parse_dit_config(io::load_config(run.out), run.out + "/config.json");
+    preset.input_size = kept->input_size;
+  }
   std::shared_ptr<const models::Vae> vae;
   std::optional<models::Vae> encoder;
   if (!run.vae.empty()) {
@@ -163,9 +169,10 @@ int train_dit(const CLI::App& app, const Context& context) {
     context.say("interrupted; what is encoded is kept");
     return kInterruptedStatus;
   }
-  models::Dit model = resumed ? std::move(*resumed)
-                              : models::Dit::initialize(model_config(run, *sources.train, context.sections),
-                                                        static_cast<std::uint64_t>(config.seed));
+  models::Dit model = resumed
+                          ? std::move(*resumed)
+                          : models::Dit::initialize(kept ? *kept : model_config(run, *sources.train, context.sections),
+                                                    static_cast<std::uint64_t>(config.seed));
   model.to(context.torch_device());
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
                           models::dit_parameter_count(model.config()), 100 * model.config().activated_share(),

@@ -74,9 +74,13 @@ int train_vit(const CLI::App& app, const Context& context) {
   data::ImageFolder folder = data::ImageFolder::open(run.data);
   std::optional<data::ImageFolder> valid;
   if (!run.valid.empty()) valid = data::ImageFolder::open(run.valid);
-  models::Vit model = checkpoint.empty() ? models::Vit::initialize(model_config(run, folder, context.sections),
-                                                                   static_cast<std::uint64_t>(config.seed))
-                                         : models::Vit::load(checkpoint, at::kFloat);
+  const auto new_model = [&] {  // a run that stopped before its first checkpoint begins anew, its folder has the sizes
+    const models::VitConfig model = resume
+                                        ? models::parse_vit_config(io::load_config(run.out), run.out + "/config.json")
+                                        : model_config(run, folder, context.sections);
+    return models::Vit::initialize(model, static_cast<std::uint64_t>(config.seed));
+  };
+  models::Vit model = checkpoint.empty() ? new_model() : models::Vit::load(checkpoint, at::kFloat);
   model.to(context.torch_device());
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
                           model.num_parameters(), 100 * model.config().activated_share(), folder.items.size(),

@@ -4,6 +4,7 @@ pictures_test.py MOH
 """
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,16 @@ def test_resume_training(temporary):
     run("train", *arguments, "--steps", 8, "--out", temporary / "whole")
     run("train", *arguments, "--steps", 4, "--checkpoint-every", 2, "--out", temporary / "half")
     run("train", "--resume", "--steps", 8, "--out", temporary / "half")
-    for file in ("model.safetensors", "ema.safetensors"):
+    results = ("model.safetensors", "ema.safetensors")
+    for file in results:
+        assert (temporary / "whole" / file).read_bytes() == (temporary / "half" / file).read_bytes(), file
+
+    # Stopped before its first checkpoint: it begins anew, with its own sizes.
+    shutil.rmtree(temporary / "half" / "checkpoints")
+    for file in results:
+        (temporary / "half" / file).unlink()
+    run("train", "--resume", "--steps", 8, "--out", temporary / "half")
+    for file in results:
         assert (temporary / "whole" / file).read_bytes() == (temporary / "half" / file).read_bytes(), file
 
 
