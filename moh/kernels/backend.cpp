@@ -12,8 +12,6 @@
 
 namespace moh::kernels {
 
-[[noreturn]] void fail_for_memory(size_t bytes) { fail("[kernels] out of memory: cannot allocate ", bytes, " bytes"); }
-
 namespace {
 
 std::string always() { return ""; }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "moh/kernels/dtype.h"
+#include "moh/kernels/work_memory.h"
 
 #ifndef MOH_ISA
   #define MOH_ISA portable
@@ -15,10 +16,6 @@
 #ifndef MOH_VECTOR_BYTES
   #define MOH_VECTOR_BYTES 16
 #endif
-
-namespace moh::kernels {
-[[noreturn]] void fail_for_memory(size_t bytes);  // moh/kernels/backend.cpp
-}
 
 namespace moh::kernels::MOH_ISA {
 
@@ -150,16 +147,14 @@ static inline void write_row(char* to, int64_t stride, const float* from, int64_
   }
 }
 
-// An aligned array that lives as long as its owner; contents are not initialised. Error when memory runs out.
+// An aligned array that lives as long as its owner, on one thread; contents are not initialised.
 template <class T>
 struct Buffer {
-  T* data = nullptr;
-  explicit Buffer(int64_t size) {
-    const size_t bytes = (static_cast<size_t>(size > 0 ? size : 1) * sizeof(T) + 63) / 64 * 64;
-    data = static_cast<T*>(aligned_alloc(64, bytes));
-    if (data == nullptr) fail_for_memory(bytes);
-  }
-  ~Buffer() { free(data); }
+  WorkMemory memory;
+  T* data;
+  explicit Buffer(int64_t size)
+      : memory(take_work_memory(static_cast<size_t>(size) * sizeof(T))), data(static_cast<T*>(memory.data)) {}
+  ~Buffer() { return_work_memory(memory); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T& operator[](int64_t i) const { return data[i]; }
