@@ -62,6 +62,32 @@ const float* plain_rows(const Input4& tensor, const HeadAttentionParams& p, int6
   return scratch;
 }
 
+// sums[0, kCount vectors) += sum over i of weights[i] * values[i]
+template <int kCount>
+void add_weighted(const float* weights, const float* values, int64_t row_size, int64_t count, float* sums) {
+  Vec total[kCount];
+#pragma GCC unroll 8
+  for (int v = 0; v < kCount; ++v) total[v] = load(sums + v * kWidth);
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec weight = splat(weights[i]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kCount; ++v) total[v] += weight * load(values + i * row_size + v * kWidth);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kCount; ++v) store(sums + v * kWidth, total[v]);
+}
+
+// The same for a whole row of sums. A product's tile covers few columns of many rows; here a row of values is read from
+// its begin to its end, as far as registers reach, because that is how memory gives it away fastest.
+void add_weighted_row(const float* weights, const float* values, int64_t row_size, int64_t count, int64_t padded,
+                      float* sums) {
+  int64_t d = 0;
+  for (; d + 8 * kWidth <= padded; d += 8 * kWidth) add_weighted<8>(weights, values + d, row_size, count, sums + d);
+  for (; d + 4 * kWidth <= padded; d += 4 * kWidth) add_weighted<4>(weights, values + d, row_size, count, sums + d);
+  for (; d + 2 * kWidth <= padded; d += 2 * kWidth) add_weighted<2>(weights, values + d, row_size, count, sums + d);
+  if (d < padded) add_weighted<1>(weights, values + d, row_size, count, sums + d);
+}
+
 // One part of the keys of one KV head: states and sums of its rows.
 void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* rows, const float* queries, int64_t begin,
                  int64_t padded, float* scratch, State* states, float* sums) {
@@ -88,6 +114,10 @@ void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* ro
       rescale(sums + r * padded, padded, softmax_block(scores + r * kStepKeys, seen, kStepKeys, states[r]));
     }
     const float* values = plain_rows(p.value, p, b, s, kv_head, count, padded, scratch, &row_size);
+    if (head.num_rows == 1) {
+      add_weighted_row(scores, values, row_size, count, padded, sums);
+      continue;
+    }
     for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
       product(head.num_rows, panel_width(panel, padded), count, scores, kStepKeys, 1, values + panel * kPanel, row_size,
               sums + panel * kPanel, padded, true);
