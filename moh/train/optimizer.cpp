@@ -25,11 +25,20 @@ AdamW::AdamW(io::NamedTensors parameters, const std::vector<bool>& decays, const
   }
 }
 
-double AdamW::clip_gradients(double max_norm) {
+std::vector<Tensor> AdamW::gradients() const {
   std::vector<Tensor> gradients;
   for (const auto& [name, parameter] : parameters_) {
     if (parameter.grad().defined()) gradients.push_back(parameter.grad());
   }
+  return gradients;
+}
+
+void AdamW::scale_gradients(double factor) {
+  if (factor != 1) at::_foreach_mul_(gradients(), factor);
+}
+
+double AdamW::clip_gradients(double max_norm) {
+  const std::vector<Tensor> gradients = this->gradients();
   const double norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, 2))).item<double>();
   if (max_norm > 0 && norm > max_norm) at::_foreach_mul_(gradients, max_norm / (norm + 1e-6));
   return norm;

@@ -20,6 +20,7 @@ class AdamW {
 
   // Scales gradients so that their joint L2 norm is at most max_norm (0: no clipping); returns the norm before.
   double clip_gradients(double max_norm);
+  void scale_gradients(double factor);
   void step(double lr);
   void clear_gradients();
 
@@ -32,6 +33,8 @@ class AdamW {
     double weight_decay;
     std::vector<std::size_t> members;
   };
+  std::vector<at::Tensor> gradients() const;
+
   io::NamedTensors parameters_;
   std::vector<at::Tensor> first_, second_, steps_;
   std::vector<Group> groups_;

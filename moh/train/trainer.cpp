@@ -14,6 +14,7 @@
 #include "moh/io/files.h"
 #include "moh/ops/autocast.h"
 #include "moh/train/ema.h"
+#include "moh/train/loss_scale.h"
 #include "moh/train/optimizer.h"
 #include "moh/train/schedule.h"
 
@@ -90,6 +91,7 @@ struct Trainer::Impl {
   AdamW optimizer;
   std::optional<Ema> ema;
   Schedule schedule;
+  LossScale scale;
   io::EventWriter events;
   std::ofstream log;
   std::int64_t step = 0, items = 0;
@@ -101,6 +103,7 @@ struct Trainer::Impl {
         listener(std::move(heard)),
         optimizer(task.parameters(), task.decays(), {config.beta1, config.beta2, config.eps, config.weight_decay}),
         schedule{config.lr, config.final_lr, config.warmup, config.steps, config.warmup_lr, config.epoch_steps},
+        scale(LossScale::of(ops::autocast_type(config.dtype) == at::kHalf)),
         events((make_folder(folder), folder)) {
     if (config.ema > 0) ema.emplace(task.parameters(), config.ema);
   }
@@ -165,6 +168,10 @@ struct Trainer::Impl {
     Json trainer = Json::object();
     trainer["step"] = step;
     trainer["items"] = items;
+    if (scale.dynamic) {
+      trainer["loss_scale"] = {
+          {"value", scale.value}, {"good_steps", scale.good_steps}, {"skipped_steps", scale.skipped_steps}};
+    }
     trainer["train"] = to_json(config);
     io::save_json(into + "/trainer.json", trainer);
     io::fsync_folder(into);
@@ -197,7 +204,7 @@ struct Trainer::Impl {
       BatchLoss loss = task.loss(step * config.batch + i * part, part);
       check_finite("loss", loss.loss);
       check_finite("load-balance loss", loss.load_balance_loss);
-      (loss.objective * weight).backward();
+      (loss.objective * (weight * scale.value)).backward();
       total.loss += loss.loss * weight;
       total.load_balance_loss += loss.load_balance_loss * weight;
       total.active_heads += loss.active_heads * weight;
@@ -205,10 +212,17 @@ struct Trainer::Impl {
       total.items += loss.items;
       total.extra = std::move(loss.extra);
     }
+    optimizer.scale_gradients(1 / scale.value);
     gradient_norm = optimizer.clip_gradients(config.clip);
+    if (!std::isfinite(gradient_norm) && scale.can_shrink()) {  // this step's examples are lost, nothing else is
+      scale.shrink();
+      optimizer.clear_gradients();
+      return total;
+    }
     check_finite("gradient", gradient_norm);
     optimizer.step(schedule(step));
     optimizer.clear_gradients();
+    scale.grow_if_due();
     if (ema) ema->update();
     return total;
   }
@@ -272,7 +286,11 @@ struct Trainer::Impl {
         line["load_balance_loss"] = loss.load_balance_loss;
         if (loss.distill_loss) line["distill_loss"] = *loss.distill_loss;
         line["lr"] = lr;
-        line["grad_norm"] = gradient_norm;
+        if (std::isfinite(gradient_norm)) line["grad_norm"] = gradient_norm;
+        if (scale.dynamic) {
+          line["loss_scale"] = scale.value;
+          line["skipped_steps"] = scale.skipped_steps;
+        }
         line[task.unit() + "_per_second"] = rate;
         line["active_heads"] = loss.active_heads;
         for (const auto& [name, value] : loss.extra) line[name] = value;
@@ -321,6 +339,20 @@ void Trainer::resume(const std::string& checkpoint) {
     if (name != "rng") continue;
     at::Generator generator = at::detail::getDefaultCPUGenerator();
     generator.set_state(tensor);
+  }
+  // A run in another type until now has none: it begins with the first scale.
+  if (impl_->scale.dynamic && trainer.contains("loss_scale")) {
+    const Json& kept = trainer["loss_scale"];
+    const auto number = [&](const char* key) {
+      MOH_CHECK(kept.is_object() && kept.contains(key) && kept[key].is_number(), "[train] ", file,
+                " is damaged: `loss_scale` has no `", key, "`");
+      return kept[key].get<double>();
+    };
+    impl_->scale.value = number("value");
+    MOH_CHECK(impl_->scale.value > 0 && std::isfinite(impl_->scale.value), "[train] ", file,
+              " is damaged: `loss_scale` must be positive, got ", impl_->scale.value);
+    impl_->scale.good_steps = static_cast<std::int64_t>(number("good_steps"));
+    impl_->scale.skipped_steps = static_cast<std::int64_t>(number("skipped_steps"));
   }
   impl_->step = trainer["step"].get<std::int64_t>();
   impl_->items = trainer["items"].get<std::int64_t>();

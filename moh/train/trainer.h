@@ -41,7 +41,7 @@ struct TrainConfig {
     visit("weight_decay", weight_decay, "AdamW, on matrices only");
     visit("clip", clip, "largest L2 norm of the gradient; 0: no clipping");
     visit("ema", ema, "decay of the weights' exponential moving average, e.g. 0.9999; 0: none");
-    visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights");
+    visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights; fp16 scales the loss");
     visit("seed", seed, "of initialisation and data order");
     visit("validate_every", validate_every, "steps between validations; 0: only at the end");
     visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");

@@ -222,6 +222,91 @@ TEST_F(TrainerTest, LossThatIsNotFiniteIsOneErrorAndTheCheckpointStays) {
   }
 }
 
+// One weight; the gradient passes through fp16, where 2^-30 rounds to zero, or is too large once scaled.
+class OneWeight : public Task {
+ public:
+  explicit OneWeight(double gradient) : gradient_(gradient) {
+    parameters_.emplace_back("w", at::zeros({1}, at::kFloat).set_requires_grad(true));
+  }
+  const moh::io::NamedTensors& parameters() const override { return parameters_; }
+  std::vector<bool> decays() const override { return {false}; }
+  std::string unit() const override { return "tokens"; }
+  BatchLoss loss(std::int64_t, std::int64_t) override {
+    BatchLoss result;
+    result.objective = (parameters_[0].second * 1024.0).to(at::kHalf).to(at::kFloat).sum() * (gradient_ / 1024.0);
+    result.items = 1;
+    return result;
+  }
+  std::optional<Validation> validate() override { return std::nullopt; }
+  void save_model(const std::string& folder) const override {
+    moh::io::save_tensors(folder + "/model.safetensors", parameters_);
+  }
+  float weight() const { return parameters_[0].second.item<float>(); }
+
+ private:
+  double gradient_;
+  moh::io::NamedTensors parameters_;
+};
+
+class LossScaleTest : public TrainerTest {
+ protected:
+  // Lines of log.jsonl after `steps` steps.
+  std::vector<Json> run(OneWeight& task, const std::string& dtype, std::int64_t steps, const std::string& name,
+                        bool resume = false) const {
+    TrainConfig train_config = config(steps);
+    train_config.dtype = dtype;
+    train_config.batch = 1;
+    train_config.clip = 0;
+    const std::string out = folder_ / name;
+    Trainer trainer(train_config, task, out, {});
+    if (resume) trainer.resume(newest_checkpoint(out));
+    trainer.run(std::atomic<bool>(false));
+    std::vector<Json> entries;
+    std::ifstream log(out + "/log.jsonl");
+    for (std::string line; std::getline(log, line);) entries.push_back(Json::parse(line));
+    return entries;
+  }
+};
+
+TEST_F(LossScaleTest, SmallGradientsSurviveFp16) {
+  const double tiny = std::ldexp(1.0, -20);  // of 2^-30 inside
+  OneWeight plain(tiny), scaled(tiny);
+  run(plain, "bf16", 3, "plain");
+  const auto log = run(scaled, "fp16", 3, "scaled");
+  EXPECT_EQ(plain.weight(), 0);
+  EXPECT_LT(scaled.weight(), 0);
+  EXPECT_EQ(log.back()["loss_scale"], 65536);
+  EXPECT_EQ(log.back()["skipped_steps"], 0);
+  EXPECT_DOUBLE_EQ(log.back()["grad_norm"].get<double>(), tiny);  // of the loss itself, without the scale
+}
+
+TEST_F(LossScaleTest, OverflowLeavesTheStepOutAndHalvesTheScale) {
+  // Inside fp16 the gradient is 2^6 times the scale: above 2^16 it overflows.
+  OneWeight task(std::ldexp(1.0, 16));
+  const auto log = run(task, "fp16", 9, "overflow");
+  EXPECT_EQ(log[0]["loss_scale"], 32768);
+  EXPECT_FALSE(log[0].contains("grad_norm"));
+  EXPECT_EQ(log.back()["loss_scale"], 512);  // 2^6 * 2^9 fits
+  EXPECT_EQ(log.back()["skipped_steps"], 7);
+  EXPECT_LT(task.weight(), 0);
+
+  OneWeight half(std::ldexp(1.0, 16)), rest(std::ldexp(1.0, 16));
+  run(half, "fp16", 5, "resumed");
+  const auto resumed = run(rest, "fp16", 9, "resumed", /*resume=*/true);
+  EXPECT_EQ(resumed.back()["loss_scale"], 512);
+  EXPECT_EQ(resumed.back()["skipped_steps"], 7);
+  EXPECT_EQ(rest.weight(), task.weight());  // no step before the checkpoint moved it
+
+  OneWeight hopeless(std::ldexp(1.0, 60));
+  std::string complaint;
+  try {
+    run(hopeless, "fp16", 40, "hopeless");
+  } catch (const moh::Error& error) {
+    complaint = error.what();
+  }
+  EXPECT_NE(complaint.find("the gradient of step"), std::string::npos) << complaint;
+}
+
 TEST(Schedule, WarmsUpAndFallsToTheFinalShare) {
   const Schedule schedule{.peak = 1e-3, .final_share = 0.1, .warmup = 10, .steps = 110};
   EXPECT_DOUBLE_EQ(schedule(0), 1e-7);
