@@ -19,6 +19,7 @@ import torch
 
 import diffusion_formulas
 import dit_formulas
+import vit_formulas
 
 DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64", torch.float64: "F64"}
 MIN_MARGIN = 1e-3  # between the K-th and the next log-probability, and between the best two logits of greedy decoding
@@ -313,6 +314,15 @@ def dit_model(config, tensors):
     return dit_formulas.dit_model(config, tensors, leaves, prefixed, gradients, (balance_loss, mask_of, margin_of))
 
 
+def vit_layer(config, tensors):
+    tools = (balance_loss, mask_of, margin_of)
+    return vit_formulas.vit_layer(config, tensors, leaf, leaves, gradients, prefixed, tools)
+
+
+def vit_model(config, tensors):
+    return vit_formulas.vit_model(config, tensors, leaves, gradients, prefixed, (balance_loss, mask_of, margin_of))
+
+
 def dit_diffusion(config, tensors):
     return diffusion_formulas.dit_diffusion(config, tensors, WORK), math.inf
 
@@ -320,6 +330,9 @@ def dit_diffusion(config, tensors):
 KINDS = {"dit_attention": dit_attention,
          "dit_diffusion": dit_diffusion,
          "dit_model": dit_model,
+         "vit_attention": vit_layer,
+         "vit_aggregated": vit_layer,
+         "vit_model": vit_model,
          "llama_attention": llama_attention,
          "llama_attention_ste": lambda config, tensors: llama_attention(config, tensors, STRAIGHT_THROUGH)}
 
@@ -489,6 +502,26 @@ def make_all(folder):
 
     process = {"batch": 4, "channels": 3, "size": 5, "respacing": "50"}
     make_case(folder, "dit_diffusion", "dit_diffusion", process, 59, diffusion_formulas.inputs)
+
+    def vit(name, seed, dim, heads, shared, k, size, ratio=1):
+        config = {"dim": dim, "heads": heads, "hw": size, "batch": 2, "shared": shared, "k": k}
+        kind = "vit_attention" if ratio == 1 else "vit_aggregated"
+        config |= {} if ratio == 1 else {"sr_ratio": ratio, "window": 3}
+        make_case(folder, f"{kind}_{name}", kind, config, seed, vit_formulas.layer_inputs)
+
+    vit("two_stage", 101, 18, 6, 2, 2, [3, 4])
+    vit("one_shared", 111, 12, 4, 1, 1, [2, 5])
+    vit("routed_only", 121, 10, 5, 0, 2, [3, 3])
+    vit("all_shared", 131, 12, 3, 3, 0, [2, 3])
+    vit("two_stage", 141, 18, 6, 2, 2, [4, 6], ratio=2)
+    vit("one_shared", 151, 12, 4, 1, 2, [6, 3], ratio=3)
+    vit("routed_only", 161, 10, 5, 0, 1, [4, 4], ratio=2)
+    vit("all_shared", 171, 12, 3, 3, 0, [4, 2], ratio=2)
+    # Stages of their own: every head shared, two stages with K = 1, one shared head; the last with full attention.
+    model = {"img_size": 32, "patch_size": 4, "num_classes": 5, "window_size": [3, 3, None], "embed_dims": [8, 12, 16],
+             "num_heads": [2, 4, 4], "depths": [1, 1, 1], "mlp_ratios": [4, 2, 2], "sr_ratios": [4, 2, 1],
+             "shared_head": [2, 2, 1], "routed_head": [0, 1, 2]}
+    make_case(folder, "vit_model", "vit_model", model, 181, vit_formulas.model_inputs)
 
     layer = {"hidden": 16, "heads": 8, "kv_heads": 2, "head_dim": 4, "shared": 3, "k": 2, "rope_theta": 10000.0,
              "batch": 2, "tokens": 11}
