@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
 #include "moh/eval/image_classification.h"
+#include "moh/generate/memory_pool.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::cli {
@@ -17,14 +18,15 @@ struct Options {
   std::string model, seen;
   std::vector<std::string> images;
   std::int64_t top = 5;
+  VitUse vit;
 };
 
 int classify(const Context& context, const Options& options) {
   MOH_CHECK(options.top > 0, "[classify] --top must be positive, got ", options.top);
   MOH_CHECK(is_vit_folder(options.model), "[classify] ", options.model,
             " is not a folder of a vision transformer (config.json with model_type moh-vit)");
-  models::Vit model = models::Vit::load(options.model, at::kFloat);
-  model.to(context.torch_device());
+  const generate::MemoryPool pool;  // every picture is like the last
+  const models::Vit model = open_vit(context, options.model, options.vit);
   const models::VitConfig& config = model.config();
   const auto format = eval::picture_format(config);
   const c10::NoGradGuard no_grad;
@@ -71,6 +73,7 @@ const Registered registered{
            ->required()
            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_option("--top", options->top, "classes to name");
+       options->vit.add_options(app);
        app.add_option("--seen", options->seen, "write the last picture as the model sees it, a PNG file");
        return [options, &context] { return classify(context, *options); };
      }}};

@@ -17,12 +17,12 @@ namespace {
 struct Options {
   std::string model, data;
   eval::PerplexityOptions perplexity;
-  std::int64_t images = 64;
+  VitUse vit;
   RunTimeHeads heads;
 };
 
 int run_eval(const Context& context, const Options& options) {
-  if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.images);
+  if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.vit);
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
@@ -53,10 +53,13 @@ const Registered registered{
     {"eval", "measure perplexity, or how real generated pictures look", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
        app.add_option("model", options->model, "model folder");
-       app.add_option("--data", options->data, "text file, folder of *.txt, or .npy/.bin ids");
+       app.add_option(
+           "--data", options->data,
+           "text file, folder of *.txt, or .npy/.bin ids; a folder with one subfolder of pictures per class");
        app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
-       app.add_option("--images", options->images, "pictures at a time, for a vision transformer");
+       app.add_option("--images", options->vit.batch, "pictures at a time")->group("ViT");
+       options->vit.add_options(app);
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
        const Run pictures = setup_image_eval(app, context);

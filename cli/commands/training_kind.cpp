@@ -32,6 +32,9 @@ std::string format_line(const Json& line, const std::string& unit) {
     add("valid_loss", "valid loss", 4);
   }
   add("valid_top1", "valid top-1", 2);
+  if (line.contains("loader_share")) {
+    text += fmt::format(", waited for pictures {:.1f} %", 100 * line["loader_share"].get<double>());
+  }
   const std::string rate = unit + "_per_second";
   if (line.contains(rate)) text += ", " + format_rate(line[rate].get<double>(), unit);
   return text;

@@ -8,6 +8,7 @@
 #include "cli/progress.h"
 #include "cli/report/report.h"
 #include "moh/eval/image_classification.h"
+#include "moh/generate/memory_pool.h"
 #include "moh/io/files.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
@@ -22,12 +23,12 @@ void say_skipped(const Context& context, const std::vector<std::string>& skipped
 }
 
 eval::ClassificationResult measure(const Context& context, const std::string& folder, const std::string& data,
-                                   std::int64_t batch, const char* name) {
-  models::Vit model = models::Vit::load(folder, at::kFloat);
-  model.to(context.torch_device());
+                                   const VitUse& use, const char* name) {
+  const generate::MemoryPool pool;  // every batch is like the last
+  const models::Vit model = open_vit(context, folder, use);
   const auto pictures = data::ImageFolder::open(data);
   Progress progress(name);
-  auto result = eval::classify_folder(model, pictures, {.batch = batch, .autocast = context.autocast_type()},
+  auto result = eval::classify_folder(model, pictures, {.batch = use.batch, .autocast = context.autocast_type()},
                                       [&](double done) { progress.update(done); });
   progress.finish();
   say_skipped(context, result.skipped);
@@ -56,13 +57,26 @@ Json load_section(const eval::ClassificationResult& result, const models::VitCon
 
 }  // namespace
 
+void VitUse::add_options(CLI::App& app) {
+  const char* group = "ViT";
+  app.add_option("--weights", weights, "auto (averaged ones if they are there), ema, model")->group(group);
+  app.add_option("--image-size", image_size, "pixels; position tables are made anew; 0: the model's")->group(group);
+}
+
+models::Vit open_vit(const Context& context, const std::string& folder, const VitUse& use) {
+  models::Vit model = models::Vit::load(folder, at::kFloat, use.weights);
+  if (use.image_size != 0) model.set_image_size(use.image_size);
+  model.to(context.torch_device());
+  return model;
+}
+
 bool is_vit_folder(const std::string& path) {
   return std::filesystem::exists(path + "/config.json") && models::is_vit_config(io::load_config(path));
 }
 
-int eval_vit(const Context& context, const std::string& model, const std::string& data, std::int64_t batch) {
+int eval_vit(const Context& context, const std::string& model, const std::string& data, const VitUse& use) {
   const auto start = std::chrono::steady_clock::now();
-  const auto result = measure(context, model, data, batch, "eval");
+  const auto result = measure(context, model, data, use, "eval");
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Json line = Json::object();
   line["top1"] = result.top1;
@@ -101,7 +115,7 @@ int inspect_vit(const Context& context, const std::string& model, const std::str
   std::optional<eval::ClassificationResult> result;
   if (!data.empty()) {
     MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", model, "` is a preset");
-    result = measure(context, model, data, 64, "inspect");
+    result = measure(context, model, data, VitUse(), "inspect");
     line["top1"] = result->top1;
     line["head_load"] = result->head_load;
     line["head_load_layer"] = result->head_load_layer;

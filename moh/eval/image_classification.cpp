@@ -116,8 +116,8 @@ ClassificationResult classify_folder(const models::Vit& model, const data::Image
     Batch batch = loader.take();
     result.skipped.insert(result.skipped.end(), batch.skipped.begin(), batch.skipped.end());
     const auto count = static_cast<std::int64_t>(batch.labels.size());
-    if (progress) progress(static_cast<double>(number + 1) / static_cast<double>(batches));
     if (count == 0) continue;
+    if (progress) progress(static_cast<double>(number + 1) / static_cast<double>(batches));
     const Tensor images = at::from_blob(batch.pictures.data(), {count, 3, format.size, format.size}, at::kFloat);
     const Tensor labels = at::tensor(batch.labels, at::TensorOptions(at::kLong));
     const ops::Autocast autocast(options.autocast, model.device().type());

@@ -113,6 +113,12 @@ MemoryPool::~MemoryPool() {
   PoolAllocator::instance().close();
 }
 
+PausedMemoryPool::PausedMemoryPool() {
+  MOH_CHECK(c10::GetCPUAllocator() == &PoolAllocator::instance(), "[memory_pool] there is none to pause");
+  c10::SetCPUAllocator(before, kPriority);
+}
+PausedMemoryPool::~PausedMemoryPool() { c10::SetCPUAllocator(&PoolAllocator::instance(), kPriority); }
+
 std::int64_t MemoryPool::system_blocks() const { return PoolAllocator::instance().blocks(); }
 std::int64_t MemoryPool::system_bytes() const { return PoolAllocator::instance().bytes(); }
 

@@ -19,4 +19,13 @@ class MemoryPool {
   std::int64_t system_bytes() const;
 };
 
+// While one of these lives, tensors take their memory as LibTorch gives it by itself; the pool keeps its blocks.
+class PausedMemoryPool {
+ public:
+  PausedMemoryPool();
+  ~PausedMemoryPool();
+  PausedMemoryPool(const PausedMemoryPool&) = delete;
+  PausedMemoryPool& operator=(const PausedMemoryPool&) = delete;
+};
+
 }  // namespace moh::generate

@@ -7,6 +7,7 @@
 #include "moh/base/error.h"
 #include "moh/kernels/cpu/backend.h"
 #include "moh/kernels/reference/aggregated_attention.h"
+#include "moh/kernels/reference/gated_convolution.h"
 #include "moh/kernels/reference/head_attention.h"
 #include "moh/kernels/reference/projection.h"
 
@@ -73,7 +74,8 @@ std::string wanted_name(const std::string& name) {
 
 #define MOH_KERNELS_OF(isa)                                                                          \
   isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
-      isa::weight_gradient, isa::aggregated_attention_forward, isa::aggregated_attention_backward
+      isa::weight_gradient, isa::aggregated_attention_forward, isa::aggregated_attention_backward,   \
+      isa::gated_convolution_forward, isa::gated_convolution_backward
 
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> table = {

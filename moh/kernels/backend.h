@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moh/kernels/aggregated_attention.h"
+#include "moh/kernels/gated_convolution.h"
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/projection.h"
 
@@ -35,6 +36,8 @@ struct Backend {
   void (*weight_gradient)(const ProjectionParams& params);
   void (*aggregated_forward)(const AggregatedAttentionParams& params);
   void (*aggregated_backward)(const AggregatedAttentionParams& params);
+  void (*gated_convolution_forward)(const GatedConvolutionParams& params);
+  void (*gated_convolution_backward)(const GatedConvolutionParams& params);
 };
 
 // avx512, avx2, portable, reference.

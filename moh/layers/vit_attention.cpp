@@ -6,6 +6,7 @@
 
 #include "moh/ops/aggregated_attention.h"
 #include "moh/ops/head_attention.h"
+#include "moh/ops/linear.h"
 #include "moh/ops/projection.h"
 
 namespace moh::layers {
@@ -19,6 +20,12 @@ Tensor normalized(const Tensor& rows) {
   return rows / at::linalg_vector_norm(rows, 2, {-1}, /*keepdim=*/true).clamp_min(kNormFloor);
 }
 
+auto linear_of(const VitAttentionOptions& options) {
+  return [authors_form = options.authors_form](const Tensor& x, const Tensor& weight, const Tensor& bias) {
+    return authors_form ? at::linear(x, weight, bias) : ops::linear(x, weight, bias);
+  };
+}
+
 // 1x1 convolution, GELU, adaptive average: [B, N, C] -> [B, M, C].
 Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const VitPlace& place, bool authors_form) {
   const std::int64_t batch = x.size(0), dim = x.size(2), height = place.map.height, width = place.map.width;
@@ -27,7 +34,7 @@ Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const 
     const Tensor channels_first = x.transpose(1, 2).reshape({batch, dim, height, width}).contiguous();
     map = at::gelu(at::conv2d(channels_first, weights.sr_weight, weights.sr_bias));
   } else {
-    map = at::gelu(at::linear(x, weights.sr_weight.reshape({dim, dim}), weights.sr_bias))
+    map = ops::linear(x, weights.sr_weight.reshape({dim, dim}), weights.sr_bias, ops::Activation::kGelu)
               .reshape({batch, height, width, dim})
               .permute({0, 3, 1, 2});
   }
@@ -40,14 +47,15 @@ Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const 
 Tensor queries(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                const VitAttentionOptions& options) {
   if (options.routed && !options.authors_form) return ops::project_heads(x, weight, bias, gates);
-  return at::linear(x, weight, bias).reshape({x.size(0), x.size(1), options.num_heads, -1});
+  return linear_of(options)(x, weight, bias).reshape({x.size(0), x.size(1), options.num_heads, -1});
 }
 
 Tensor aggregated_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeights& weights, const VitPlace& place,
                         const Tensor& position_bias, const VitAttentionOptions& options) {
   const std::int64_t batch = x.size(0), heads = options.num_heads, head_dim = x.size(2) / heads;
   const auto keys_and_values = [&](const Tensor& from) {
-    return at::linear(from, weights.kv_weight, weights.kv_bias).reshape({batch, from.size(1), 2, heads, head_dim});
+    return linear_of(options)(from, weights.kv_weight, weights.kv_bias)
+        .reshape({batch, from.size(1), 2, heads, head_dim});
   };
   const Tensor local = keys_and_values(x);
   const Tensor pooled = keys_and_values(pooled_tokens(x, weights, place, options.authors_form));
@@ -78,8 +86,9 @@ Tensor full_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeight
   const std::int64_t dim = heads * head_dim;
   const Tensor plain_query =
       queries(x, weights.qkv_weight.narrow(0, 0, dim), weights.qkv_bias.narrow(0, 0, dim), gates, options);
-  const Tensor kv = at::linear(x, weights.qkv_weight.narrow(0, dim, 2 * dim), weights.qkv_bias.narrow(0, dim, 2 * dim))
-                        .reshape({x.size(0), x.size(1), 2, heads, head_dim});
+  const Tensor kv =
+      linear_of(options)(x, weights.qkv_weight.narrow(0, dim, 2 * dim), weights.qkv_bias.narrow(0, dim, 2 * dim))
+          .reshape({x.size(0), x.size(1), 2, heads, head_dim});
   const auto type = kv.scalar_type();
   const Tensor factor = at::softplus(weights.temperature.reshape({heads, 1})) * place.scale;
   const Tensor query = (normalized(plain_query) + weights.query_embedding.reshape({heads, head_dim})) * factor;
@@ -140,7 +149,7 @@ VitAttentionOutput vit_attention(const Tensor& x, const VitAttentionWeights& wei
     output.routing = ops::route_two_stage(x, weights.wg, weights.wg_1, kind, options.num_heads, options.shared_heads,
                                           options.top_k, "authors");
     gates = output.routing.gates;
-    if (options.top_k > 0) {
+    if (options.top_k > 0 && options.balance_loss) {
       output.load_balance_loss =
           ops::load_balance_loss(output.routing.probabilities, output.routing.indices, "authors");
     }
@@ -150,7 +159,7 @@ VitAttentionOutput vit_attention(const Tensor& x, const VitAttentionWeights& wei
   const Tensor heads = vit_heads(x, gates, weights, place, position_bias, options);
   output.y = options.routed && !options.authors_form
                  ? ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates)
-                 : at::linear(heads.flatten(2), weights.proj_weight, weights.proj_bias);
+                 : linear_of(options)(heads.flatten(2), weights.proj_weight, weights.proj_bias);
   return output;
 }
 

@@ -39,8 +39,9 @@ struct VitAttentionWeights {
 
 struct VitAttentionOptions {
   std::int64_t num_heads = 1, shared_heads = 1, top_k = 0, window = 3;
-  bool routed = true;     // false: a dense layer, every head with gate 1
-  bool two_stage = true;  // false: shared and routed heads are not weighed against each other
+  bool routed = true;        // false: a dense layer, every head with gate 1
+  bool two_stage = true;     // false: shared and routed heads are not weighed against each other
+  bool balance_loss = true;  // wanted: training alone needs it
   // Step by step as the authors' PyTorch code, every head computed: the same numbers, slower; to compare with.
   bool authors_form = false;
 };

@@ -11,6 +11,8 @@
 #include <unordered_map>
 
 #include "moh/base/error.h"
+#include "moh/ops/gated_convolution.h"
+#include "moh/ops/linear.h"
 
 namespace moh::models {
 
@@ -49,6 +51,12 @@ Tensor drop_path(const Tensor& branch, double share, bool training) {
   Tensor kept = at::empty({branch.size(0), 1, 1}, at::TensorOptions(at::kFloat)).bernoulli_(1 - share);
   kept.div_(1 - share);
   return branch * kept.to(branch.device()).to(branch.scalar_type());
+}
+
+// x + branch; in place where no gradient needs the old x.
+Tensor added(Tensor x, const Tensor& branch) {
+  if (at::GradMode::is_enabled() || x.scalar_type() != at::result_type(x, branch)) return x + branch;
+  return x.add_(branch);
 }
 
 }  // namespace
@@ -139,9 +147,14 @@ void Vit::bind() {
   weight_and_bias("head", head_weight_, head_bias_);
 }
 
-Vit Vit::load(const std::string& folder, optional<at::ScalarType> dtype) {
+Vit Vit::load(const std::string& folder, optional<at::ScalarType> dtype, const std::string& weights) {
   VitConfig config = parse_vit_config(io::load_config(folder), folder + "/config.json");
-  io::NamedTensors tensors = io::load_tensors(folder);
+  MOH_CHECK(weights == "auto" || weights == "ema" || weights == "model",
+            "[vit] weights must be auto, ema or model, got ", weights);
+  const std::string averaged = folder + "/ema.safetensors";
+  const bool has_averaged = std::filesystem::exists(averaged);
+  MOH_CHECK(weights != "ema" || has_averaged, "[vit] ", folder, " has no averaged weights (ema.safetensors)");
+  io::NamedTensors tensors = io::load_tensors(weights != "model" && has_averaged ? averaged : folder);
   if (dtype) {
     for (auto& [name, tensor] : tensors) tensor = tensor.to(*dtype);
   }
@@ -167,6 +180,14 @@ at::Device Vit::device() const { return head_weight_.device(); }
 void Vit::to(at::Device device) {
   for (auto& [name, tensor] : parameters_) tensor = tensor.to(device);
   bind();
+}
+
+void Vit::set_image_size(std::int64_t pixels) {
+  VitConfig config = config_;
+  if (config.pretrain_size == 0) config.pretrain_size = config.image_size;
+  config.image_size = pixels;
+  check_vit_config(config, "vit");
+  config_ = std::move(config);
 }
 
 void Vit::set_requires_grad(bool requires_grad) {
@@ -198,8 +219,7 @@ Tensor Vit::position_bias(const Block& block, const layers::VitPlace& place, boo
   return kept.bias;
 }
 
-Tensor Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSize map, const VitInput& input,
-                   VitOutput& output) const {
+layers::VitAttentionOptions Vit::attention_options(std::size_t stage) const {
   layers::VitAttentionOptions options;
   options.num_heads = config_.num_heads[stage];
   options.shared_heads = config_.shared_heads(stage);
@@ -207,7 +227,14 @@ Tensor Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSi
   options.window = config_.window_size;
   options.routed = config_.moh.has_value();
   options.two_stage = !config_.moh || config_.moh->two_stage;
+  return options;
+}
+
+Tensor Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSize map, const VitInput& input,
+                   VitOutput& output) const {
+  layers::VitAttentionOptions options = attention_options(stage);
   options.authors_form = input.authors_form;
+  options.balance_loss = input.training;
   const layers::VitPlace& where = place(stage, map);
   auto attended =
       layers::vit_attention(x, block.attention, where, position_bias(block, where, !input.authors_form), options);
@@ -218,14 +245,15 @@ Tensor Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSi
 
 // The gated MLP: GELU(depthwise convolution of one half) times the other half.
 Tensor Vit::mlp(const Block& block, const Tensor& x, MapSize map, bool authors_form) const {
-  const Tensor hidden = at::linear(x, block.fc1_weight, block.fc1_bias);
-  const auto halves = hidden.chunk(2, -1);
-  const std::int64_t channels = halves[0].size(-1);
-  Tensor image = halves[0].transpose(1, 2).reshape({x.size(0), channels, map.height, map.width});
-  image = authors_form ? image.contiguous() : image.contiguous(at::MemoryFormat::ChannelsLast);
-  const Tensor convolved =
-      at::conv2d(image, block.conv_weight, block.conv_bias, /*stride=*/1, /*padding=*/1, /*dilation=*/1, channels);
-  return at::linear(at::gelu(as_tokens(convolved)) * halves[1], block.fc2_weight, block.fc2_bias);
+  if (authors_form) {
+    const Tensor hidden = at::linear(x, block.fc1_weight, block.fc1_bias);
+    const Tensor gated =
+        ops::gated_convolution_composite(hidden, block.conv_weight, block.conv_bias, map.height, map.width);
+    return at::linear(gated, block.fc2_weight, block.fc2_bias);
+  }
+  const Tensor hidden = ops::linear(x, block.fc1_weight, block.fc1_bias);
+  const Tensor gated = ops::gated_convolution(hidden, block.conv_weight, block.conv_bias, map.height, map.width);
+  return ops::linear(gated, block.fc2_weight, block.fc2_bias);
 }
 
 VitOutput Vit::forward(const VitInput& input) const {
@@ -248,10 +276,10 @@ VitOutput Vit::forward(const VitInput& input) const {
     for (const Block& block : stage.blocks) {
       const Tensor attended =
           attend(i, block, layer_norm(x, block.norm1_weight, block.norm1_bias, kBlockEps), map, input, output);
-      x = x + drop_path(attended, block.drop_path, input.training);
+      x = added(x, drop_path(attended, block.drop_path, input.training));
       const Tensor mixed =
           mlp(block, layer_norm(x, block.norm2_weight, block.norm2_bias, kBlockEps), map, input.authors_form);
-      x = x + drop_path(mixed, block.drop_path, input.training);
+      x = added(x, drop_path(mixed, block.drop_path, input.training));
     }
     x = layer_norm(x, stage.norm_weight, stage.norm_bias, kBlockEps);
     if (i < last) x = as_map(x, map);

@@ -21,7 +21,7 @@ namespace moh::models {
 
 struct VitInput {
   at::Tensor images;      // [B, 3, height, width], normalised; any size
-  bool training = false;  // drop path, drawn from the default generator
+  bool training = false;  // drop path, drawn from the default generator, and the load-balance losses
   // Step by step as the authors' PyTorch code: every head computed, then multiplied by its gate; convolutions on
   // channels-first maps; position bias made anew each time. The same numbers, slower; to compare with.
   bool authors_form = false;
@@ -35,8 +35,8 @@ struct VitOutput {
     ops::Routing routing;  // gates undefined in a dense model
   };
   std::vector<Layer> layers;
-  std::vector<at::Tensor> layer_losses;  // load-balance loss of each layer that routes
-  at::Tensor load_balance_loss;          // their mean, without beta; undefined if none routes
+  std::vector<at::Tensor> layer_losses;  // in training: load-balance loss of each layer that routes
+  at::Tensor load_balance_loss;          // their mean, without beta; undefined if there are none
 };
 
 // Every tensor of the model, in the order in which it is saved, with the authors' names and shapes.
@@ -50,15 +50,18 @@ class Vit {
 
   // Random weights as the authors draw them; the same for the same seed.
   static Vit initialize(const VitConfig& config, std::uint64_t seed);
-  // A folder with config.json and model.safetensors.
-  static Vit load(const std::string& folder, std::optional<at::ScalarType> dtype = std::nullopt);
+  // A folder with config.json and model.safetensors, beside which training may have left averaged weights in
+  // ema.safetensors. `weights`: model, ema, or auto (the averaged ones if they are there).
+  static Vit load(const std::string& folder, std::optional<at::ScalarType> dtype = std::nullopt,
+                  const std::string& weights = "model");
   // config.json and model.safetensors; the folder is made if need be.
   void save(const std::string& folder) const;
 
   VitOutput forward(const VitInput& input) const;
 
   const VitConfig& config() const { return config_; }
-  VitConfig& mutable_config() { return config_; }
+  // Pictures of another size from now on; position tables are made anew, for distances as the weights know them.
+  void set_image_size(std::int64_t pixels);
   const io::NamedTensors& parameters() const { return parameters_; }
   std::int64_t num_parameters() const;
   at::Device device() const;
@@ -67,6 +70,11 @@ class Vit {
 
   // What attention in a stage knows of a map of this size.
   const layers::VitPlace& place(std::size_t stage, layers::MapSize map) const;
+  // One attention layer's tensors, and how a stage's layers run.
+  const layers::VitAttentionWeights& attention(std::size_t stage, std::size_t block) const {
+    return stages_[stage].blocks[block].attention;
+  }
+  layers::VitAttentionOptions attention_options(std::size_t stage) const;
 
  private:
   struct Block {

@@ -4,7 +4,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 namespace moh::ops {
 namespace {
@@ -27,29 +29,68 @@ const optional<c10::TypedOperatorHandle<OneDnn>>& onednn_linear() {
 
 // oneDNN rearranges the weight in every call, which few rows do not pay for.
 constexpr std::int64_t kFewRows = 64;
+// The backward pass has the transposed weight copied besides.
+constexpr std::int64_t kManyRows = 2048;
 
 bool suits_onednn(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias) {
-  const auto plain = [](const Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == at::kFloat; };
+  const auto plain = [](const Tensor& tensor) {  // torch.compile traces with sizes that are symbols
+    return tensor.is_cpu() && tensor.scalar_type() == at::kFloat &&
+           !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  };
   if (!plain(x) || !plain(weight) || (bias && !plain(*bias))) return false;
   if (at::autocast::is_autocast_enabled(at::kCPU)) return false;
-  const bool gradients =
-      at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
-  if (gradients || x.dim() < 2 || weight.dim() != 2 || x.size(-1) != weight.size(1)) return false;
+  if (x.dim() < 2 || weight.dim() != 2 || x.size(-1) != weight.size(1)) return false;
   // Strides that it has no kernel for take it a thousand times as long.
   return x.numel() >= kFewRows * x.size(-1) && x.is_contiguous() && weight.is_contiguous() && weight.numel() > 0 &&
          onednn_linear().has_value();
 }
 
+Tensor by_onednn(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const char* activation,
+                 const char* form) {
+  return onednn_linear()->call(x, weight, bias, activation, c10::List<optional<at::Scalar>>(), form);
+}
+
+// With gradients, for many rows: values and the gradient of x by oneDNN, that of the weight by LibTorch, whose library
+// takes transposed operands as they are.
+class OneDnnLinear : public torch::autograd::Function<OneDnnLinear> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const optional<Tensor>& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({x, weight});
+    context->saved_data["bias"] = bias.has_value() && bias->requires_grad();
+    return by_onednn(x, weight, bias, "none", "");
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const Tensor grad = grads[0].contiguous(), rows = grad.reshape({-1, grad.size(-1)});
+    Tensor grad_x, grad_weight, grad_bias;
+    if (context->needs_input_grad(0)) grad_x = by_onednn(grad, weight.t().contiguous(), std::nullopt, "none", "");
+    if (context->needs_input_grad(1)) grad_weight = at::mm(rows.t(), x.reshape({-1, x.size(-1)}));
+    if (context->saved_data["bias"].toBool()) grad_bias = rows.sum(0);
+    return {grad_x, grad_weight, grad_bias};
+  }
+};
+
 }  // namespace
 
 Tensor linear(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, Activation activation) {
-  const bool gelu = activation == Activation::kGeluTanh;
+  const bool gelu = activation != Activation::kNone;
+  const char* const form = activation == Activation::kGeluTanh ? "tanh" : "none";
+  const bool gradients =
+      at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
   if (suits_onednn(x, weight, bias)) {
-    return onednn_linear()->call(x, weight, bias, gelu ? "gelu" : "none", c10::List<optional<at::Scalar>>(),
-                                 gelu ? "tanh" : "");
+    if (!gradients) return by_onednn(x, weight, bias, gelu ? "gelu" : "none", gelu ? form : "");
+    if (x.numel() >= kManyRows * x.size(-1)) {
+      const Tensor y = OneDnnLinear::apply(x, weight, bias);
+      return gelu ? at::gelu(y, form) : y;
+    }
   }
   const Tensor y = at::linear(x, weight, bias);
-  return gelu ? at::gelu(y, "tanh") : y;
+  return gelu ? at::gelu(y, form) : y;
 }
 
 }  // namespace moh::ops

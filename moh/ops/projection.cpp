@@ -77,8 +77,8 @@ Choice choose(Projection projection, const Tensor& a, const Tensor& kernel_gates
   const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false};
   const auto* backend = kernels::choose_backend(call, nullptr);
   const double share = kernel_gates.numel() == 0 ? 0 : static_cast<double>(active) / kernel_gates.numel();
-  if (backend != nullptr &&
-      (!backend->automatic || skipping_pays(projection, backend->name, sizes.rows, share, a.scalar_type()))) {
+  if (backend != nullptr && (!backend->automatic || skipping_pays(projection, backend->name, sizes.rows, sizes.head_dim,
+                                                                  share, a.scalar_type()))) {
     choice.backend = backend;
   }
   return choice;

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -44,12 +45,20 @@ class Scores {
     weights_.push_back(weight->to(x_.scalar_type()));
     rows_.push_back(rows);
   }
-  // Softmax of x W^T for each matrix, in the order in which they were named.
+  bool needs_gradients() const {
+    bool needs = x_.requires_grad();
+    for (const Tensor& weight : weights_) needs |= weight.requires_grad();
+    return needs && at::GradMode::is_enabled();
+  }
+  // x W^T for all of them, in the order in which they were named.
+  Tensor products() const {
+    if (weights_.empty()) return x_.detach().narrow(-1, 0, 0);
+    return moh::ops::linear(x_, weights_.size() == 1 ? weights_[0] : at::cat(weights_), std::nullopt);
+  }
+  // Their softmax, one by one.
   std::vector<Tensor> probabilities() const {
     if (weights_.empty()) return {};
-    std::vector<Tensor> parts =
-        moh::ops::linear(x_, weights_.size() == 1 ? weights_[0] : at::cat(weights_), std::nullopt)
-            .split_with_sizes(rows_, -1);
+    std::vector<Tensor> parts = products().split_with_sizes(rows_, -1);
     for (Tensor& part : parts) part = at::softmax(part, -1);
     return parts;
   }
@@ -59,6 +68,57 @@ class Scores {
   std::vector<Tensor> weights_;
   std::vector<std::int64_t> rows_;
 };
+
+using Gates = std::tuple<Tensor, Tensor, Tensor>;  // gates, indices, probabilities
+
+Gates empty_gates(const Tensor& products, std::int64_t shared_heads, std::int64_t num_routed, std::int64_t top_k) {
+  auto sizes = products.sym_sizes().vec();
+  const auto like = [&](std::int64_t last, at::ScalarType type) {
+    sizes.back() = last;
+    return at::empty_symint(sizes, products.options().dtype(type));
+  };
+  return {like(shared_heads + num_routed, at::kFloat), like(top_k, at::kLong), like(num_routed, at::kFloat)};
+}
+
+// Everything from the products on, without gradients (moh/kernels/routing.h).
+Gates two_stage_gates_cpu(const Tensor& products, std::int64_t shared_heads, std::int64_t num_routed,
+                          std::int64_t top_k, bool authors) {
+  const std::int64_t width =
+      (shared_heads > 1 ? shared_heads : 0) + num_routed + (shared_heads > 0 && num_routed > 0 ? 2 : 0);
+  MOH_CHECK(shared_heads >= 0 && num_routed >= 0 && top_k >= 0 && top_k <= num_routed && products.dim() > 0 &&
+                products.size(-1) == width && products.scalar_type() == at::kFloat,
+            "[two_stage_gates] products must be fp32 [..., ", width, "] for ", shared_heads, " shared heads and ",
+            top_k, " of ", num_routed, ", got ", products.scalar_type(), " ", products.sizes());
+  const Tensor rows = products.contiguous();
+  Gates result = empty_gates(products, shared_heads, num_routed, top_k);
+  kernels::TwoStageParams p;
+  p.rows = 1;
+  for (const std::int64_t size : products.sizes().slice(0, products.dim() - 1)) p.rows *= size;
+  p.shared_heads = shared_heads;
+  p.num_routed = num_routed;
+  p.top_k = top_k;
+  p.authors = authors;
+  p.products = rows.const_data_ptr<float>();
+  p.gates = std::get<0>(result).mutable_data_ptr<float>();
+  p.indices = std::get<1>(result).mutable_data_ptr<std::int64_t>();
+  p.probabilities = std::get<2>(result).mutable_data_ptr<float>();
+  p.parallel = torch_parallel();
+  kernels::two_stage_gates(p);
+  return result;
+}
+
+Gates two_stage_gates_meta(const Tensor& products, std::int64_t shared_heads, std::int64_t num_routed,
+                           std::int64_t top_k, bool) {
+  return empty_gates(products, shared_heads, num_routed, top_k);
+}
+
+Gates two_stage_gates(const Tensor& products, std::int64_t shared_heads, std::int64_t num_routed, std::int64_t top_k,
+                      bool authors) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("moh::two_stage_gates", "")
+                             .typed<Gates(const Tensor&, std::int64_t, std::int64_t, std::int64_t, bool)>();
+  return op.call(products, shared_heads, num_routed, top_k, authors);
+}
 
 Tensor selected_mask(const Tensor& probabilities, const Tensor& indices) {
   return at::zeros(probabilities.sizes(), probabilities.options().requires_grad(false)).scatter(-1, indices, 1.0);
@@ -117,6 +177,14 @@ Routing route_two_stage(const Tensor& input, const optional<Tensor>& wg, const o
   if (shared_heads > 1) scores.need(wg_1, "wg_1", shared_heads);
   if (num_routed > 0) scores.need(wg, "wg", num_routed);
   if (num_routed > 0 && shared_heads > 0) scores.need(wg_0, "wg_0", 2);
+  if (x.is_cpu() && x.scalar_type() == at::kFloat && !scores.needs_gradients()) {
+    auto [gates, indices, probabilities] = two_stage_gates(scores.products(), shared_heads, num_routed, top_k, authors);
+    if (num_routed == 0 && shared_heads < num_heads) {  // heads that are neither shared nor routed never run
+      sizes.back() = num_heads - shared_heads;
+      gates = at::cat({gates, at::zeros(sizes, gates.options())}, -1);
+    }
+    return {gates, indices, probabilities};
+  }
   const std::vector<Tensor> parts = scores.probabilities();
 
   Tensor shared;
@@ -193,6 +261,9 @@ TORCH_LIBRARY_FRAGMENT(moh, m) {
   };
   m.def("select_top_k(Tensor scores, int top_k) -> Tensor");
   m.def(
+      "two_stage_gates(Tensor products, int shared_heads, int num_routed, int top_k, bool authors) -> (Tensor gates, "
+      "Tensor indices, Tensor probabilities)");
+  m.def(
       "route_two_stage(Tensor x, Tensor? wg, Tensor? wg_1, Tensor? wg_0, *, int num_heads, int shared_heads, int top_k, "
       "str form='paper') -> (Tensor gates, Tensor indices, Tensor probabilities)",
       [=](const Tensor& x, const optional<Tensor>& wg, const optional<Tensor>& wg_1, const optional<Tensor>& wg_0,
@@ -211,6 +282,10 @@ TORCH_LIBRARY_FRAGMENT(moh, m) {
         });
 }
 TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) { m.impl("select_top_k", &select_top_k_any_device); }
-TORCH_LIBRARY_IMPL(moh, Meta, m) { m.impl("select_top_k", &select_top_k_meta); }
+TORCH_LIBRARY_IMPL(moh, CPU, m) { m.impl("two_stage_gates", &two_stage_gates_cpu); }
+TORCH_LIBRARY_IMPL(moh, Meta, m) {
+  m.impl("select_top_k", &select_top_k_meta);
+  m.impl("two_stage_gates", &two_stage_gates_meta);
+}
 
 }  // namespace moh::ops

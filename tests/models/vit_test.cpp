@@ -127,10 +127,11 @@ TEST(Vit, AnySizeGivesTheAuthorsFormsNumbers) {
       EXPECT_TRUE(at::allclose(ours.logits, theirs.logits, 1e-4, 1e-5)) << height << "x" << width;
       EXPECT_EQ(ours.logits.sizes(), (at::IntArrayRef{2, 5}));
       EXPECT_EQ(ours.layers.size(), 4u);
-      EXPECT_EQ(ours.layer_losses.size(), moh ? 3u : 0u);
+      EXPECT_EQ(ours.layer_losses.size(), 0u);  // nobody asks for them outside training
     }
   }
   const Vit model = Vit::initialize(small_config(), 1);
+  EXPECT_EQ(model.forward({.images = images(32, 32), .training = true}).layer_losses.size(), 3u);
   EXPECT_NE(error_of([&] {
               model.forward({.images = at::zeros({1, 1, 32, 32})});
             }).find("[B, 3, height, width]"),
@@ -148,6 +149,24 @@ TEST(Vit, ReusedPositionBiasFollowsItsWeights) {
   const Tensor after = model.forward({.images = images(32, 32)}).logits;
   EXPECT_FALSE(at::allclose(before, after, 1e-4, 1e-6));
   EXPECT_TRUE(at::allclose(after, model.forward({.images = images(32, 32), .authors_form = true}).logits, 1e-4, 1e-5));
+}
+
+// Larger pictures: distances keep the meaning that they had when the weights were trained.
+TEST(Vit, AnotherImageSizeKeepsDistances) {
+  Vit model = Vit::initialize(small_config(), 2);
+  const c10::NoGradGuard no_grad;
+  const Tensor before = model.place(0, {8, 8}).positions.table;
+  const Tensor logits = model.forward({.images = images(48, 48)}).logits;  // of a model for 32 pixels
+  model.set_image_size(48);
+  EXPECT_EQ(model.config().image_size, 48);
+  EXPECT_EQ(model.config().pretrain_size, 32);
+  EXPECT_TRUE(at::equal(model.place(0, {8, 8}).positions.table, before));
+  EXPECT_TRUE(at::equal(model.forward({.images = images(48, 48)}).logits, logits));
+  // One step is 8 / (8 - 1) on a map of 8 as on one of 12.
+  const Tensor small = model.place(2, {2, 2}).positions.table, large = model.place(2, {4, 4}).positions.table;
+  EXPECT_TRUE(
+      at::equal(std::get<0>(at::_unique2(small.abs())), std::get<0>(at::_unique2(large.abs())).narrow(0, 0, 2)));
+  EXPECT_NE(error_of([&] { model.set_image_size(0); }).find("image_size"), std::string::npos);
 }
 
 TEST(Vit, DropPathActsInTrainingOnly) {

@@ -137,12 +137,15 @@ TEST(ProjectionCost, DenseWhereNothingIsSkipped) {
   for (const auto projection : {Projection::kValues, Projection::kWeightGradient}) {
     for (const char* backend : {"avx512", "avx2", "portable"}) {
       for (const std::int64_t rows : {1, 50, 2048}) {
-        EXPECT_FALSE(moh::ops::skipping_pays(projection, backend, rows, 1.0, at::kFloat));
+        EXPECT_FALSE(moh::ops::skipping_pays(projection, backend, rows, 64, 1.0, at::kFloat));
       }
     }
-    EXPECT_TRUE(moh::ops::skipping_pays(projection, "avx512", 2048, 0.5, at::kFloat));
+    EXPECT_TRUE(moh::ops::skipping_pays(projection, "avx512", 2048, 64, 0.5, at::kFloat));
   }
-  EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx2", 1, 0.5, at::kFloat));
+  EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx2", 1, 64, 0.5, at::kFloat));
+  EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 24, 0.5, at::kFloat));
+  EXPECT_FALSE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 24, 0.75, at::kFloat));
+  EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 64, 0.75, at::kFloat));
 }
 
 }  // namespace

@@ -56,6 +56,36 @@ TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
   }
 }
 
+// Without gradients one kernel does it all; with them it is LibTorch's operations.
+TEST(RouteTwoStage, TheSameWithAndWithoutGradients) {
+  at::manual_seed(6);
+  const struct {
+    int heads, shared, top_k;
+  } cases[] = {{8, 3, 2}, {8, 1, 2}, {8, 0, 3}, {8, 8, 0}, {8, 5, 0},
+               {8, 4, 4}, {6, 2, 1}, {1, 1, 0}, {1, 0, 1}, {3, 1, 0}};
+  for (const auto& c : cases) {
+    for (const std::string form : {"paper", "authors"}) {
+      for (const std::int64_t tokens : {0, 7, 1500}) {
+        const int routed = c.heads - c.shared, width = 12;
+        const Tensor x = at::randn({2, tokens, width}), wg = at::randn({routed, width}),
+                     wg_1 = at::randn({c.shared, width}), wg_0 = at::randn({2, width});
+        const auto route = [&](const Tensor& input) {
+          return route_two_stage(input, wg, wg_1, wg_0, c.heads, c.shared, c.top_k, form);
+        };
+        const auto plain = route(x), traced = route(x.clone().set_requires_grad(true));
+        const std::string what = form + " " + std::to_string(c.heads) + " " + std::to_string(c.shared) + " " +
+                                 std::to_string(c.top_k) + ", tokens " + std::to_string(tokens);
+        ASSERT_EQ(plain.gates.sizes(), traced.gates.sizes()) << what;
+        EXPECT_TRUE(at::allclose(plain.gates, traced.gates, 1e-5, 1e-6)) << what;
+        EXPECT_TRUE(at::equal(plain.gates.eq(0), traced.gates.eq(0))) << what;
+        EXPECT_TRUE(at::equal(plain.indices, traced.indices)) << what;
+        EXPECT_TRUE(at::allclose(plain.probabilities, traced.probabilities, 1e-5, 1e-7)) << what;
+        EXPECT_FALSE(plain.gates.requires_grad());
+      }
+    }
+  }
+}
+
 TEST(RouteTwoStage, UniformScoresGiveGatesOfOneInTheAuthorsForm) {
   const Tensor zero = at::zeros({8, 4}), x = at::randn({1, 3, 4});
   const auto routing =

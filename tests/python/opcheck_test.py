@@ -47,7 +47,13 @@ def cases():
         yield moh.aggregated_attention, inputs, {}
         detached = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in inputs)
         yield moh.aggregated_attention_backward, (torch.randn(2, 12, 3, 4, dtype=dtype), *detached), {}
+        inputs = leaf(2, 12, 10, dtype=dtype), leaf(5, 1, 3, 3), leaf(5), 3, 4
+        yield moh.gated_convolution, inputs, {}
+        yield (moh.gated_convolution_backward,
+               (torch.randn(2, 12, 5, dtype=dtype), *(t.detach() for t in inputs[:3]), 3, 4), {})
     yield moh.select_top_k, (torch.randn(3, 5), 2), {}
+    for authors in (False, True):
+        yield moh.two_stage_gates, (torch.randn(2, 3, 10), 3, 5, 2, authors), {}
     x, wg, wg_1, wg_0 = leaf(2, 3, 6), leaf(5, 6), leaf(3, 6), leaf(2, 6)
     for form in ("paper", "authors"):
         yield moh.route_two_stage, (x, wg, wg_1, wg_0), dict(num_heads=8, shared_heads=3, top_k=2, form=form)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "moh/kernels/aggregated_attention.h"
+#include "moh/kernels/gated_convolution.h"
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/projection.h"
 
@@ -15,6 +16,8 @@
   void weight_gradient(const ProjectionParams& p);                        \
   void aggregated_attention_forward(const AggregatedAttentionParams& p);  \
   void aggregated_attention_backward(const AggregatedAttentionParams& p); \
+  void gated_convolution_forward(const GatedConvolutionParams& p);        \
+  void gated_convolution_backward(const GatedConvolutionParams& p);       \
   }
 
 MOH_DECLARE_ISA(portable)

@@ -92,7 +92,7 @@ struct Pieces {
 
   void add(const ProjectionParams& p, const RowLists& lists, int64_t column, int64_t columns, int64_t head) {
     Piece& piece = all[count++];
-    piece = {column, columns, round_up(columns, kWidth), head, packed, items};
+    piece = {column, columns, round_up(columns, kHalf), head, packed, items};
     packed += piece.padded * p.width;
     items += (piece.rows(p, lists) + kBlockRows - 1) / kBlockRows;
   }

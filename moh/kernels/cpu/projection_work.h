@@ -40,31 +40,97 @@ static inline void gathered_tile(int64_t depth, const float* const* a, int64_t a
   }
 }
 
-template <int vectors>
+#if MOH_VECTOR_BYTES == 64
+// The same for columns that end in half a vector.
+template <int rows, int vectors>
+static inline void gathered_tile_and_half(int64_t depth, const float* const* a, int64_t a_begin, const float* b,
+                                          int64_t b_row, float* const* c, int64_t c_begin, bool accumulate) {
+  constexpr int kFull = vectors > 0 ? vectors : 1;  // arrays have an element
+  Vec sum[rows][kFull];
+  HalfOfVec last[rows];
+  #pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+    const float* const from = c[i] + c_begin;
+  #pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(from + j * kWidth) : Vec{};
+    last[i] = accumulate ? load_half(from + vectors * kWidth) : HalfOfVec{};
+  }
+  const float* row[rows];
+  #pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) row[i] = a[i] + a_begin;
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec right[kFull];
+  #pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
+    const HalfOfVec right_half = load_half(b + k * b_row + vectors * kWidth);
+  #pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      const float left = row[i][k];
+  #pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) sum[i][j] += splat(left) * right[j];
+      last[i] += (left - HalfOfVec{}) * right_half;
+    }
+  }
+  #pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+    float* const to = c[i] + c_begin;
+  #pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) store(to + j * kWidth, sum[i][j]);
+    store_half(to + vectors * kWidth, last[i]);
+  }
+}
+#endif
+
+template <int rows, int vectors, bool half>
+static inline void gathered_some(int64_t depth, const float* const* a, int64_t a_begin, const float* b, int64_t b_row,
+                                 float* const* c, int64_t c_begin, bool accumulate) {
+#if MOH_VECTOR_BYTES == 64
+  if constexpr (half) {
+    return gathered_tile_and_half<rows, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+  }
+#endif
+  if constexpr (!half) gathered_tile<rows, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+}
+
+template <int vectors, bool half = false>
 static inline void gathered_rows(int64_t rows, int64_t depth, const float* const* a, int64_t a_begin, const float* b,
                                  int64_t b_row, float* const* c, int64_t c_begin, bool accumulate) {
   switch (rows) {
     case 6:
-      return gathered_tile<6, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<6, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     case 5:
-      return gathered_tile<5, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<5, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     case 4:
-      return gathered_tile<4, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<4, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     case 3:
-      return gathered_tile<3, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<3, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     case 2:
-      return gathered_tile<2, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<2, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     case 1:
-      return gathered_tile<1, vectors>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      return gathered_some<1, vectors, half>(depth, a, a_begin, b, b_row, c, c_begin, accumulate);
     default:
       return;
   }
 }
 
-// At most kRows rows, at most kPanel columns.
+// At most kRows rows, at most kPanel columns, a multiple of kHalf.
 static inline void gathered_product(int64_t rows, int64_t columns, int64_t depth, const float* const* a,
                                     int64_t a_begin, const float* b, int64_t b_row, float* const* c, int64_t c_begin,
                                     bool accumulate) {
+#if MOH_VECTOR_BYTES == 64
+  if (columns % kWidth != 0) {
+    switch (columns / kWidth) {
+      case 0:
+        return gathered_rows<0, true>(rows, depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      case 1:
+        return gathered_rows<1, true>(rows, depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      case 2:
+        return gathered_rows<2, true>(rows, depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+      default:
+        return gathered_rows<3, true>(rows, depth, a, a_begin, b, b_row, c, c_begin, accumulate);
+    }
+  }
+#endif
   switch (columns / kWidth) {
     case 1:
       return gathered_rows<1>(rows, depth, a, a_begin, b, b_row, c, c_begin, accumulate);
