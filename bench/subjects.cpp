@@ -175,7 +175,8 @@ const std::vector<Subject>& subjects() {
        {"dense_twin", "authors_form"}, run_train, words(model)},
       {"vit", "a whole vision transformer on 224 pixels; rivals dense_twin, authors_form", vit_defaults(),
        {"dense_twin", "authors_form"}, run_vit,
-       words("preset dtype direction batch threads activated " + timing + "gflops max_abs_error")},
+       words("preset dtype direction batch threads activated images_per_second " + timing + "gflops " + shares +
+             "attention_time_share attention_flops_share max_abs_error")},
       {"dit", "a DiT's forward pass; rivals dense_twin, authors_form, torch_dense (the twin by LibTorch alone)",
        dit_defaults(), {"dense_twin", "authors_form", "torch_dense"}, run_dit,
        words("preset dtype batch tokens threads activated " + timing + "gflops " + shares +

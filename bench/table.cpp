@@ -58,6 +58,7 @@ const Column& column_of(const std::string& name) {
       {"threads", {"threads", 7, plain("threads")}},
       {"activated", {"active", 6, number("activated", 2)}},
       {"requested", {"active", 6, number("requested", 2)}},
+      {"images_per_second", {"images/s", 8, number("images_per_second", 1)}},
       {"moh_ms", {"moh ms", 9, number("moh_ms", 3)}},
       {"rival", {"rival", 12, plain("rival")}},
       {"rival_ms", {"rival ms", 9, number("rival_ms", 3)}},

@@ -1,18 +1,20 @@
 // moh bench vit: a whole vision transformer against its dense twin on the same fused kernels, and against the authors'
-// form step by step (every head computed, then multiplied by its gate).
+// form step by step (every head computed, then multiplied by its gate). forward: classification. both: forward, loss
+// and gradients of every parameter.
 #include "moh/models/vit.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include <cmath>
+#include <optional>
 
-#include "bench/bench.h"
-#include "bench/timing.h"
+#include "bench/common.h"
+#include "bench/reference.h"
 #include "moh/base/error.h"
 #include "moh/eval/image_classification.h"
+#include "moh/generate/memory_pool.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
 
@@ -20,90 +22,160 @@ namespace moh::bench {
 namespace {
 
 using at::Tensor;
+using models::Vit;
 
-// Weights that every part matters in: routers that tell tokens apart, biases that are not zero.
-models::Vit make_model(const models::VitConfig& config, std::uint64_t seed) {
-  models::Vit model = models::Vit::initialize(config, seed);
+// Weights that every part matters in: routers that tell tokens apart.
+Vit make_model(const models::VitConfig& config, std::uint64_t seed) {
+  Vit model = Vit::initialize(config, seed);
   const at::Generator generator = at::detail::createCPUGenerator(seed + 1);
   for (auto& [name, tensor] : model.parameters()) {
     if (name.find(".wg") == std::string::npos) continue;
-    tensor.normal_(0, 1.5 / std::sqrt(static_cast<double>(tensor.size(1))), generator);
+    Tensor(tensor).normal_(0, 1.5 / std::sqrt(static_cast<double>(tensor.size(1))), generator);
   }
   return model;
 }
 
-void run(const models::Vit& model, const Tensor& images, const Tensor& labels, bool training, bool authors_form,
-         std::optional<at::ScalarType> autocast) {
-  const ops::Autocast scope(autocast);
-  const auto output = model.forward({.images = images, .training = training, .authors_form = authors_form});
-  if (!training) return;
-  Tensor loss = at::cross_entropy_loss(output.logits.to(at::kFloat), labels);
-  if (output.load_balance_loss.defined()) loss = loss + output.load_balance_loss * 0.01;
+struct Batch {
+  Tensor images, labels;
+};
+
+// One pass: the logits, or forward and backward; gradients stay with the parameters.
+Tensor run(const Vit& model, const Batch& batch, bool training, bool authors_form,
+           std::optional<at::ScalarType> autocast) {
+  Tensor loss;
+  {
+    const ops::Autocast scope(autocast);
+    const auto output = model.forward({.images = batch.images, .training = training, .authors_form = authors_form});
+    if (!training) return output.logits;
+    loss = at::cross_entropy_loss(output.logits.to(at::kFloat), batch.labels);
+    if (output.load_balance_loss.defined()) loss = loss + output.load_balance_loss * 0.01;
+  }
   loss.backward();
-  for (const auto& [name, parameter] : model.parameters()) parameter.mutable_grad() = Tensor();
+  return loss.detach();
+}
+
+void clear_gradients(const Vit& model) {
+  for (const auto& [name, parameter] : model.parameters()) Tensor(parameter).mutable_grad() = Tensor();
+}
+
+// One picture's logits against the authors' form in fp32, as shares of the largest.
+double check_logits(const Vit& model, const Batch& one, const Case& c) {
+  const c10::NoGradGuard no_grad;
+  const Tensor expected = run(model, one, false, /*authors_form=*/true, std::nullopt);
+  const double scale = expected.abs().max().item<double>();
+  const Tensor got = run(model, one, false, false, ops::autocast_type(c.dtype));
+  // Rounding grows over the layers.
+  return check_close(got / scale, expected / scale, 5 * tolerance_of(type_of(c.dtype)), "the MoH-ViT's logits");
+}
+
+// The gradient of every parameter for one picture, in fp32.
+void check_gradients(const Vit& model, const Batch& one) {
+  std::vector<Tensor> ours;
+  run(model, one, true, false, std::nullopt);
+  for (const auto& [name, parameter] : model.parameters()) ours.push_back(parameter.grad());
+  clear_gradients(model);
+  run(model, one, true, /*authors_form=*/true, std::nullopt);
+  constexpr double kTolerance = 1e-2;  // of each gradient's norm
+  double largest = 0;
+  for (const auto& [name, parameter] : model.parameters()) {
+    if (parameter.grad().defined()) largest = std::max(largest, parameter.grad().norm().item<double>());
+  }
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    const auto& [name, parameter] = model.parameters()[i];
+    MOH_CHECK(ours[i].defined() == parameter.grad().defined(), "[bench] only one side gives `", name, "` a gradient");
+    if (!ours[i].defined()) continue;
+    const double norm = parameter.grad().norm().item<double>();
+    const double error = (ours[i] - parameter.grad()).norm().item<double>();
+    // Some are zero in exact arithmetic (a softmax ignores a constant): rounding noise.
+    MOH_CHECK(error <= kTolerance * norm + 1e-5 * largest, "[bench] the gradient of `", name,
+              "` is wrong and was not timed: its error has norm ", error, ", the reference ", norm);
+  }
+  clear_gradients(model);
+}
+
+// Time of all attention layers (norms excepted: projections, router, pooling, attention), forward alone.
+double attention_ms(const Vit& model, std::int64_t batch, std::optional<at::ScalarType> autocast) {
+  const c10::NoGradGuard no_grad;
+  const models::VitConfig& config = model.config();
+  double ms = 0;
+  for (std::size_t stage = 0; stage < config.embed_dims.size(); ++stage) {
+    const std::int64_t side = config.map_size(stage, config.image_size);
+    const auto& place = model.place(stage, {side, side});
+    const auto& weights = model.attention(stage, 0);
+    const Tensor bias = layers::vit_position_bias(weights, place);
+    const Tensor x = at::randn({batch, side * side, config.embed_dims[stage]}, at::TensorOptions(at::kFloat));
+    const ops::Autocast scope(autocast);
+    ms += static_cast<double>(config.depths[stage]) *
+          best_ms([&] { layers::vit_attention(x, weights, place, bias, model.attention_options(stage)); }, 0);
+  }
+  return ms;
 }
 
 }  // namespace
 
-Json run_vit(const Case& c, const Options& options) {
-  MOH_CHECK(models::is_vit_preset(c.preset), "[bench] ", c.preset, " is not a vision transformer");
-  models::VitConfig config = models::vit_preset(c.preset);
-  config.drop_path = 0;
-  MOH_CHECK(config.moh, "[bench] preset ", c.preset, " is dense; name a moh-vit- preset");
+Json run_vit(const Case& given, const Options& options) {
+  Case c = given;
+  MOH_CHECK(models::is_vit_preset(c.preset) && c.preset.starts_with("moh-"),
+            "[bench] --preset must be a MoH vision transformer, got `", c.preset, "`; `moh info` lists them");
   MOH_CHECK(c.direction != "backward", "[bench] vit knows the directions forward and both");
-  const std::int64_t size = config.image_size;
+  models::VitConfig config = models::vit_preset(c.preset);
+  config.drop_path = 0;  // which blocks run must not be chance
   models::VitConfig dense_config = config;
   dense_config.moh.reset();
-  models::Vit model = make_model(config, options.seed);
-  std::optional<models::Vit> dense;
-  if (c.rival == "dense_twin") dense.emplace(make_model(dense_config, options.seed));
-  const at::Generator generator = at::detail::createCPUGenerator(options.seed);
-  const Tensor images = at::empty({c.batch, 3, size, size}, at::TensorOptions(at::kFloat)).normal_(0, 1, generator);
-  const Tensor labels = at::zeros({c.batch}, at::TensorOptions(at::kLong));
+  const std::int64_t size = config.image_size;
+  c.heads = c.kv_heads = config.num_heads.back();
+  c.head_dim = config.embed_dims.back() / config.num_heads.back();
+  c.tokens = config.map_size(0, size) * config.map_size(0, size);
+  c.causal = "no";
+  c.activated = config.activated_share();
   const auto autocast = ops::autocast_type(c.dtype);
-  const bool training = c.has_backward();
+  const bool training = c.has_backward(), authors_form = c.rival == "authors_form";
 
-  double error = 0, activated = 0;
+  const generate::MemoryPool pool;  // for both models, as in evaluation and training
+  Vit model = make_model(config, options.seed);
+  std::optional<Vit> dense;
+  if (!authors_form) dense.emplace(make_model(dense_config, options.seed));
+  const at::Generator random = at::detail::createCPUGenerator(options.seed);
+  const Batch batch = {at::randn({c.batch, 3, size, size}, random, at::TensorOptions(at::kFloat)),
+                       at::randint(config.num_classes, {c.batch}, random, at::TensorOptions(at::kLong))};
+  const Batch one = {batch.images.narrow(0, 0, 1), batch.labels.narrow(0, 0, 1)};
+
+  Measured measured;
+  measured.max_abs_error = check_logits(model, one, c);
   {
     const c10::NoGradGuard no_grad;
-    const Tensor one = images.narrow(0, 0, 1);
-    const auto ours = model.forward({.images = one});
-    activated = eval::active_share(ours);
-    error = (ours.logits - model.forward({.images = one, .authors_form = true}).logits).abs().max().item<double>();
-    MOH_CHECK(error <= 1e-3, "[bench] the result is wrong by ", error);
+    measured.activated = eval::active_share(model.forward({.images = one.images}));
   }
   const c10::AutoGradMode mode(training);
   model.set_requires_grad(training);
   if (dense) dense->set_requires_grad(training);
-  const Timing timing = time_pair([&] { run(model, images, labels, training, false, autocast); },
-                                  [&] { run(dense ? *dense : model, images, labels, training, !dense, autocast); },
-                                  options.seconds, options.pairs);
-  const auto cost = models::vit_cost(config, size);
-  Json row = Json::object();
-  row["subject"] = "vit";
+  if (training) check_gradients(model, one);
+  const Vit& rival = dense ? *dense : model;
+  const auto side = [&](const Vit& runner, bool form) {
+    return [&runner, &batch, training, form, autocast] {
+      std::optional<generate::PausedMemoryPool>
+          paused;  // the authors' form has LibTorch's own memory, as at its users'
+      if (form) paused.emplace();
+      run(runner, batch, training, form, autocast);
+      if (training) clear_gradients(runner);
+    };
+  };
+  measured.timing = time_pair(side(model, false), side(rival, authors_form), options.seconds, options.pairs);
+
+  // Ideal by FLOPs alone, routers included; both rivals compute every head.
+  const auto cost = models::vit_cost(config, size), dense_cost = models::vit_cost(dense_config, size);
+  const double passes = static_cast<double>(c.batch) * (training ? 3 : 1);
+  measured.work = {{cost.flops * passes, 0}};
+  measured.rival_work = {{dense_cost.flops * passes, 0}};
+  Json row = make_row("vit", c, options, measured);
   row["preset"] = c.preset;
-  row["direction"] = c.direction;
-  row["dtype"] = c.dtype;
-  row["batch"] = c.batch;
-  row["tokens"] = config.map_size(0, size) * config.map_size(0, size);
-  row["heads"] = config.num_heads.back();
-  row["kv_heads"] = config.num_heads.back();
-  row["head_dim"] = config.embed_dims.back() / config.num_heads.back();
   row["image_size"] = size;
-  row["activated"] = activated;
-  row["threads"] = at::get_num_threads();
-  row["moh_ms"] = timing.moh_ms;
-  row["images_per_second"] = 1000.0 * static_cast<double>(c.batch) / timing.moh_ms;
-  row["rival"] = c.rival;
-  row["rival_ms"] = timing.rival_ms;
-  row["ratio"] = timing.ratio;
-  row["ratio_low"] = timing.ratio_low;
-  row["ratio_high"] = timing.ratio_high;
-  row["pairs"] = timing.pairs;
-  // By FLOPs alone, routers included; both rivals compute every head.
-  row["ideal_ratio"] = cost.flops / cost.dense_flops;
-  row["gflops"] = cost.flops * static_cast<double>(c.batch) * (training ? 3 : 1) / (timing.moh_ms * 1e6);
-  row["max_abs_error"] = error;
+  row["parameters"] = cost.parameters;
+  row["images_per_second"] = 1e3 * static_cast<double>(c.batch) / measured.timing.moh_ms;
+  row["rival_images_per_second"] = 1e3 * static_cast<double>(c.batch) / measured.timing.rival_ms;
+  // What skipping heads can save at most: query and output projections and attention.
+  row["attention_flops_share"] = cost.attention_share;
+  if (!training) row["attention_time_share"] = attention_ms(model, c.batch, autocast) / measured.timing.moh_ms;
   return row;
 }
 

@@ -68,6 +68,24 @@ class Bench(unittest.TestCase):
         self.assertEqual(run("bench", "dit", "--preset", "moh-dit-pixel-tiny", "--tokens", 15, "--batch", 1).returncode, 1)
         self.assertEqual(run("bench", "dit", "--preset", "dit-pixel-tiny", "--tokens", 16, "--batch", 1).returncode, 1)
 
+    def test_bench_vit(self):
+        rows = self.bench("vit", "--preset", "moh-vit-cifar", "--batch", 2, "--direction", "forward,both", "--dtype", "fp32,bf16",
+                          "--rival", "dense_twin,authors_form", expected=8)
+        for row in rows:
+            self.assertTrue(0 < row["ideal_ratio"] < 1 and 0 < row["attention_flops_share"] < 1)
+            self.assertAlmostEqual(row["images_per_second"], 2000 / row["moh_ms"])
+            self.assertEqual("attention_time_share" in row, row["direction"] == "forward")
+            self.assertEqual((row["tokens"], row["head_dim"], row["causal"]), (256, 16, False))
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "vit.md"
+            for arguments in (("--direction", "forward"), ("--direction", "both", "--append")):
+                lines("bench", "vit", "--preset", "moh-vit-cifar", "--batch", 1, "--rival", "dense_twin", "--threads", 1, "--seconds",
+                      0.01, "--pairs", 1, "--summary", "--markdown", file, *arguments)
+            text = file.read_text()
+            self.assertEqual(text.count("Geometric means:"), 2)
+            for words in ("# moh bench vit", "images/s", "attn time", "| both |", "| forward |", "moh-vit-cifar"):
+                self.assertIn(words, text)
+
     def test_bench_summary_and_file(self):
         folder = tempfile.TemporaryDirectory(prefix="moh_bench_")
         self.addCleanup(folder.cleanup)
