@@ -43,10 +43,18 @@ Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const 
   return at::layer_norm(tokens, {dim}, weights.norm_weight, weights.norm_bias, kPooledEps);
 }
 
+// Attention neither reads the queries of heads that were not selected nor leaves anything but zeros for them, so that
+// the products before and after it may compute all heads where that is faster.
+bool skips(const Tensor& x, const VitAttentionOptions& options) {
+  const double active = static_cast<double>(options.shared_heads + options.top_k);
+  return options.routed && !options.authors_form &&
+         ops::skips_heads(x, x.size(2) / options.num_heads, active / static_cast<double>(options.num_heads));
+}
+
 // Only for the heads that a token selected, [B, N, H, D]: a skipped head needs no query.
 Tensor queries(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                const VitAttentionOptions& options) {
-  if (options.routed && !options.authors_form) return ops::project_heads(x, weight, bias, gates);
+  if (skips(x, options)) return ops::project_heads(x, weight, bias, gates);
   return linear_of(options)(x, weight, bias).reshape({x.size(0), x.size(1), options.num_heads, -1});
 }
 
@@ -55,16 +63,17 @@ Tensor aggregated_heads(const Tensor& x, const Tensor& gates, const VitAttention
   const std::int64_t batch = x.size(0), heads = options.num_heads, head_dim = x.size(2) / heads;
   const auto keys_and_values = [&](const Tensor& from) {
     return linear_of(options)(from, weights.kv_weight, weights.kv_bias)
-        .reshape({batch, from.size(1), 2, heads, head_dim});
+        .reshape({batch, from.size(1), 2, heads, head_dim})
+        .unbind(2);  // its gradient is put together once; those of two selections would be added up, zeros and all
   };
-  const Tensor local = keys_and_values(x);
-  const Tensor pooled = keys_and_values(pooled_tokens(x, weights, place, options.authors_form));
+  const auto local = keys_and_values(x);
+  const auto pooled = keys_and_values(pooled_tokens(x, weights, place, options.authors_form));
   ops::AggregatedInputs in;
   in.query = queries(x, weights.q_weight, weights.q_bias, gates, options);
-  in.key = local.select(2, 0);
-  in.value = local.select(2, 1);
-  in.pool_key = pooled.select(2, 0);
-  in.pool_value = pooled.select(2, 1);
+  in.key = local[0];
+  in.value = local[1];
+  in.pool_key = pooled[0];
+  in.pool_value = pooled[1];
   in.gates = gates;
   in.query_embedding = weights.query_embedding.reshape({heads, head_dim});
   in.temperature = at::softplus(weights.temperature.reshape({heads}));
@@ -86,14 +95,15 @@ Tensor full_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeight
   const std::int64_t dim = heads * head_dim;
   const Tensor plain_query =
       queries(x, weights.qkv_weight.narrow(0, 0, dim), weights.qkv_bias.narrow(0, 0, dim), gates, options);
-  const Tensor kv =
+  const auto kv =
       linear_of(options)(x, weights.qkv_weight.narrow(0, dim, 2 * dim), weights.qkv_bias.narrow(0, dim, 2 * dim))
-          .reshape({x.size(0), x.size(1), 2, heads, head_dim});
-  const auto type = kv.scalar_type();
+          .reshape({x.size(0), x.size(1), 2, heads, head_dim})
+          .unbind(2);
+  const auto type = kv[0].scalar_type();
   const Tensor factor = at::softplus(weights.temperature.reshape({heads, 1})) * place.scale;
   const Tensor query = (normalized(plain_query) + weights.query_embedding.reshape({heads, head_dim})) * factor;
   const auto attention = options.authors_form ? ops::head_attention_composite : ops::head_attention;
-  return attention(query.to(type), normalized(kv.select(2, 0)).to(type), kv.select(2, 1), gates, position_bias,
+  return attention(query.to(type), normalized(kv[0]).to(type), kv[1], gates, position_bias,
                    /*causal=*/false, /*scale=*/1.0);
 }
 
@@ -157,9 +167,8 @@ VitAttentionOutput vit_attention(const Tensor& x, const VitAttentionWeights& wei
     gates = at::ones({x.size(0), x.size(1), options.num_heads}, x.options().requires_grad(false));
   }
   const Tensor heads = vit_heads(x, gates, weights, place, position_bias, options);
-  output.y = options.routed && !options.authors_form
-                 ? ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates)
-                 : linear_of(options)(heads.flatten(2), weights.proj_weight, weights.proj_bias);
+  output.y = skips(x, options) ? ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates)
+                               : linear_of(options)(heads.flatten(2), weights.proj_weight, weights.proj_bias);
   return output;
 }
 

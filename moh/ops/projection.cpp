@@ -298,6 +298,15 @@ Tensor combine_heads(const Tensor& heads, const Tensor& weight, const optional<T
   return combine_op().call(heads, weight, bias, gates);
 }
 
+bool skips_heads(const Tensor& x, std::int64_t head_dim, double share) {
+  if (!x.is_cpu() || x.size(-1) == 0) return false;
+  const auto type =
+      at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU) : x.scalar_type();
+  const auto* backend = kernels::choose_backend({kernel_dtype(type), true, head_dim, false}, nullptr);
+  return backend != nullptr && (!backend->automatic || skipping_pays(Projection::kValues, backend->name,
+                                                                     x.numel() / x.size(-1), head_dim, share, type));
+}
+
 TORCH_LIBRARY_FRAGMENT(moh, m) {
   m.def("project_heads(Tensor x, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");
   m.def("combine_heads(Tensor heads, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");

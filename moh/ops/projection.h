@@ -20,4 +20,8 @@ at::Tensor project_heads(const at::Tensor& x, const at::Tensor& weight, const st
 at::Tensor combine_heads(const at::Tensor& heads, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                          const at::Tensor& gates);
 
+// Whether the two would skip heads here, each token using `share` of them: x [..., C] and heads [..., H, D]. Where not,
+// and where the heads in between are zero unless selected, a plain product does the same without masking them again.
+bool skips_heads(const at::Tensor& x, std::int64_t head_dim, double share);
+
 }  // namespace moh::ops

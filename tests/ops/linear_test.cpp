@@ -70,6 +70,25 @@ TEST(Linear, Gradients) {
   }
 }
 
+// Both shapes of the weight, few rows and many, and a weight alone that wants its gradient.
+TEST(Linear, GradientsOfEveryShape) {
+  at::manual_seed(8);
+  for (const std::int64_t rows : {10, 100, 2100}) {
+    for (const auto& [from, to] : {std::pair<std::int64_t, std::int64_t>{7, 30}, {30, 7}, {16, 16}}) {
+      for (const bool frozen_input : {false, true}) {
+        Tensor x = at::randn({rows, from}), weight = at::randn({to, from}).set_requires_grad(true);
+        x.set_requires_grad(!frozen_input);
+        const Tensor target = at::randn({rows, to});
+        (moh::ops::linear(x, weight, std::nullopt) * target).sum().backward();
+        EXPECT_EQ(x.grad().defined(), !frozen_input);
+        const Tensor t = target.to(at::kDouble);
+        if (!frozen_input) expect_close(x.grad(), at::mm(t, weight.detach().to(at::kDouble)), 1e-4);
+        expect_close(weight.grad(), at::mm(t.t(), x.detach().to(at::kDouble)), 1e-3);
+      }
+    }
+  }
+}
+
 TEST(Linear, FollowsAutocast) {
   at::manual_seed(5);
   const c10::NoGradGuard no_grad;

@@ -136,15 +136,16 @@ struct Forward {
   }
 };
 
-// dz, the gradient of b, and this task's part of the sums.
-template <class T>
+// dz; and of rows that are the task's own, the gradient of b and the task's part of the sums.
+template <class T, bool own>
 struct BackwardGates {
   const GatedConvolutionParams& p;
   const Table& table;
   Map<T> map;
   const T* grad_out;
   T* grad_input;
-  float *grad_z, *sums;  // [N, padded], [10, padded]
+  float *grad_z, *sums;  // [tokens from `first` on, padded], [10, padded]
+  int64_t first;
   template <int pixels>
   void at(int64_t y, int64_t x, int64_t channel, int64_t count) const {
     Vec z[pixels];
@@ -155,11 +156,12 @@ struct BackwardGates {
       const Vec gate = load_some(map.data + n * map.stride + p.channels + channel, count);
       const Vec grad = load_some(grad_out + n * p.channels + channel, count);
       const Normal normal = normal_of(z[k]);
-      store_some(grad_input + n * map.stride + p.channels + channel, grad * z[k] * normal.function, count);
+      if (own) store_some(grad_input + n * map.stride + p.channels + channel, grad * z[k] * normal.function, count);
       z[k] = grad * gate * (normal.function + z[k] * normal.density);
-      store(grad_z + n * table.padded + channel, z[k]);
+      store(grad_z + (n - first) * table.padded + channel, z[k]);
       bias += z[k];
     }
+    if (!own) return;
     store(sums + kPlaces * table.padded + channel, bias);
     for (int64_t i = 0; i < 3; ++i) {
       const int64_t row = y + i - 1;
@@ -182,12 +184,13 @@ template <class T>
 struct BackwardInput {
   const GatedConvolutionParams& p;
   const Table& reversed;
-  Map<float> grad_z;
+  Map<float> grad_z;  // from map row `first` on
   T* grad_input;
+  int64_t first;
   template <int pixels>
   void at(int64_t y, int64_t x, int64_t channel, int64_t count) const {
     Vec sum[pixels];
-    convolve<pixels>(grad_z, reversed, y, x, channel, kWidth, sum);
+    convolve<pixels>(grad_z, reversed, y - first, x, channel, kWidth, sum);
     for (int k = 0; k < pixels; ++k) {
       store_some(grad_input + (y * p.width + x + k) * 2 * p.channels + channel, sum[k], count);
     }
@@ -221,19 +224,23 @@ template <class T>
 void backward(const GatedConvolutionParams& p) {
   const Table table(p, /*reversed=*/false), reversed(p, /*reversed=*/true);
   const int64_t padded = table.padded, tasks = p.batch * ((p.height + kRowsAtOnce - 1) / kRowsAtOnce);
-  const Buffer<float> grad_z(p.batch * p.map() * padded), sums(max_of(1, tasks) * kSums * padded);
-  const auto grad_input = [&](int64_t b) { return static_cast<T*>(p.grad_input) + b * p.map() * 2 * p.channels; };
+  const Buffer<float> sums(max_of(1, tasks) * kSums * padded);
   for_each_task(p, [&](int64_t task, int64_t b, int64_t begin, int64_t end) {
+    // dz of the rows beside the task's own is computed twice rather than written and read by way of memory.
+    const int64_t first = max_of(0, begin - 1), last = min_of(end + 1, p.height);
+    const Buffer<float> grad_z((last - first) * p.width * padded);
     float* const mine = &sums[task * kSums * padded];
     memset(mine, 0, static_cast<size_t>(kSums * padded) * sizeof(float));
     const T* const grad_out = static_cast<const T*>(p.grad_out) + b * p.map() * p.channels;
-    for_each_tile(
-        p, begin, end,
-        BackwardGates<T>{p, table, input_of<T>(p, b), grad_out, grad_input(b), &grad_z[b * p.map() * padded], mine});
-  });
-  for_each_task(p, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
-    const Map<float> map = {&grad_z[b * p.map() * padded], padded, p.height, p.width};
-    for_each_tile(p, begin, end, BackwardInput<T>{p, reversed, map, grad_input(b)});
+    T* const grad_input = static_cast<T*>(p.grad_input) + b * p.map() * 2 * p.channels;
+    const Map<T> map = input_of<T>(p, b);
+    const int64_t token = first * p.width;
+    const BackwardGates<T, false> beside = {p, table, map, grad_out, grad_input, grad_z.data, mine, token};
+    for_each_tile(p, first, begin, beside);
+    for_each_tile(p, begin, end, BackwardGates<T, true>{p, table, map, grad_out, grad_input, grad_z.data, mine, token});
+    for_each_tile(p, end, last, beside);
+    const Map<float> rows = {grad_z.data, padded, last - first, p.width};
+    for_each_tile(p, begin, end, BackwardInput<T>{p, reversed, rows, grad_input, first});
   });
   for (int64_t k = 0; k < kSums; ++k) {
     float* const to = k < kPlaces ? p.grad_weight + k * p.channels : p.grad_bias;
