@@ -23,8 +23,10 @@ struct Options {
 
 int classify(const Context& context, const Options& options) {
   MOH_CHECK(options.top > 0, "[classify] --top must be positive, got ", options.top);
-  MOH_CHECK(is_vit_folder(options.model), "[classify] ", options.model,
-            " is not a folder of a vision transformer (config.json with model_type moh-vit)");
+  MOH_CHECK(
+      is_vit_folder(options.model), "[classify] ", options.model,
+      " is not a folder of a vision transformer (config.json with model_type moh-vit); `moh convert` makes one of a "
+      "checkpoint");
   const generate::MemoryPool pool;  // every picture is like the last
   const models::Vit model = open_vit(context, options.model, options.vit);
   const models::VitConfig& config = model.config();

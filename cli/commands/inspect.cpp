@@ -58,7 +58,7 @@ int inspect(const Context& context, const Options& options) {
     return inspect_dit(context, options.model, options.data, options.html);
   }
   const auto as = models::read_as(context.read_as);
-  const bool is_folder = std::filesystem::is_directory(options.model);
+  const bool is_folder = std::filesystem::exists(options.model);  // a file is told what it is
   models::LlamaConfig config =
       is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json", as)
                 : models::llama_preset(options.model);

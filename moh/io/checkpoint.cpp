@@ -149,6 +149,9 @@ void save_tensors(const std::string& file, const NamedTensors& tensors,
 
 Json load_config(const std::string& folder) {
   const std::string file = folder + "/config.json";
+  MOH_CHECK(!fs::is_regular_file(folder), "[checkpoint] ", folder,
+            " is a file, not a model folder; `moh convert FILE FOLDER` makes one of a checkpoint (a zip archive of "
+            "torch.save, or .safetensors)");
   MOH_CHECK(fs::is_directory(folder), "[checkpoint] ", folder, " is not a model folder: no such directory");
   MOH_CHECK(fs::exists(file), "[checkpoint] ", folder, " is not a model folder: it has no config.json");
   return parse_json(read_file(file, kMaxJsonBytes), file);

@@ -262,6 +262,9 @@ def test_files_that_mean_harm(temporary):
         assert not (temporary / "converted").exists(), path
     for name in ("beside", "alone", "inside", "other"):
         refused("convert", folder / f"{name}.pth", temporary / "converted", words=[f"{name}.pth", "system"])
+    for name in ("whole", "bare", "empty"):  # files where a folder is wanted, and files that are no archive
+        for command in (("eval", folder / f"{name}.pth", "--data", temporary / "data"), ("inspect", folder / f"{name}.pth")):
+            refused(*command, words=[f"{name}.pth", "moh convert FILE FOLDER"])
     for name in cuts:
         refused("convert", folder / name, temporary / "converted", words=[name])
     refused("convert", folder / "whole.pth", temporary / "converted", words=["whole.pth", "--preset"])
