@@ -15,6 +15,6 @@ test:
 demo: build
 	@scripts/demo.sh
 format:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format-16 -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-16 -i
 clean:
-	rm -rf build build-debug build-asan
+	rm -rf build build-debug build-asan build-cuda build-gpu

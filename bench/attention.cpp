@@ -3,11 +3,13 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
 
 #include <set>
 
 #include "bench/common.h"
 #include "bench/reference.h"
+#include "bench/sdpa.h"
 #include "moh/ops/head_attention.h"
 
 namespace moh::bench {
@@ -25,19 +27,21 @@ struct Inputs {
   }
 };
 
-Inputs make_inputs(const Case& c, std::uint64_t seed) {
-  const at::Generator generator = at::detail::createCPUGenerator(seed);
+// Drawn on the CPU whatever the device: the same numbers everywhere.
+Inputs make_inputs(const Case& c, const Options& options) {
+  const at::Generator generator = at::detail::createCPUGenerator(options.seed);
   const auto random = [&](std::int64_t heads) {
     return at::empty({c.batch, c.tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat))
         .normal_(0, 1, generator)
-        .to(type_of(c.dtype));
+        .to(type_of(c.dtype))
+        .to(options.device);
   };
   Inputs in;
   in.query = random(c.heads);
   in.key = random(c.kv_heads);
   in.value = random(c.kv_heads);
   in.grad = random(c.heads);
-  in.gates = random_gates(c, c.tokens, generator);
+  in.gates = random_gates(c, c.tokens, generator).to(options.device);
   return in;
 }
 
@@ -79,8 +83,10 @@ struct Rival {
   std::string name;
   Inputs in;
   bool gqa = false, authors = false, causal = true;
+  std::string kernel;  // "": torch's choice; its backward pass follows the forward one
 
   Tensor forward() const {
+    const SdpaChoice choice(kernel);
     Tensor out = at::scaled_dot_product_attention(in.query, in.key, in.value, {}, 0.0, causal, {}, gqa);
     return authors ? out * in.gates : out;
   }
@@ -107,8 +113,32 @@ std::vector<Rival> make_rivals(const Case& c, const Inputs& in) {
          authors,
          false});
   }
-  for (Rival& rival : rivals) rival.in.set_requires_grad(c.has_backward());
-  return rivals;
+  std::vector<Rival> all;
+  for (const std::string& kernel : sdpa_kernels(in.query.device())) {
+    for (const Rival& rival : rivals) {
+      all.push_back(rival);
+      all.back().kernel = kernel;
+      if (!kernel.empty()) all.back().name = kernel + ", " + rival.name;
+    }
+  }
+  for (Rival& rival : all) rival.in.set_requires_grad(c.has_backward());
+  return all;
+}
+
+// Takes out the kernels that do not do this case at all; torch's own choice stays in.
+std::string remove_refused(std::vector<Rival>& rivals) {
+  std::string refused;
+  std::erase_if(rivals, [&](const Rival& rival) {
+    if (rival.kernel.empty()) return false;
+    try {
+      rival.forward();
+      return false;
+    } catch (const c10::Error&) {
+      refused += (refused.empty() ? "" : "; ") + rival.name;
+      return true;
+    }
+  });
+  return refused;
 }
 
 // The rival must compute what it is timed for: dense attention, or the same gated.
@@ -149,28 +179,31 @@ std::vector<Work> work_of(const Case& c, const Tensor& gates) {
 
 }  // namespace
 
-Json run_attention(const Case& c, const Options& options) {
-  Inputs in = make_inputs(c, options.seed);
+Row run_attention(const Case& c, const Options& options) {
+  Inputs in = make_inputs(c, options);
   Measured measured;
   measured.max_abs_error = check_moh(c, in);
   std::vector<Rival> rivals = make_rivals(c, in);
+  const std::string refused = remove_refused(rivals);
   for (const Rival& rival : rivals) check_rival(c, in, rival);
 
   const c10::AutoGradMode mode(c.has_backward());
   std::vector<Form> forms;
   for (Rival& rival : rivals) {
-    forms.push_back({rival.name, side(c, rival.in, [&rival] { return rival.forward(); })});
+    forms.push_back({rival.name, until_done(side(c, rival.in, [&rival] { return rival.forward(); }), options.device)});
   }
   const Form& rival = fastest(forms);
   measured.rival_form = rival.name;
-  measured.timing =
-      time_pair(side(c, in, [&] { return moh_forward(c, in); }), rival.run, options.seconds, options.pairs);
+  measured.timing = time_pair(until_done(side(c, in, [&] { return moh_forward(c, in); }), options.device), rival.run,
+                              options.seconds, options.pairs);
 
   const c10::NoGradGuard no_grad;
   measured.activated = active_share(in.gates);
   measured.work = work_of(c, in.gates);
   measured.rival_work = work_of(c, at::ones_like(in.gates));
-  return make_row("attention", c, options, measured);
+  Row row = make_row("attention", c, options, measured);
+  if (!refused.empty()) row["rival_refused"] = refused;
+  return row;
 }
 
 }  // namespace moh::bench

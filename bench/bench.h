@@ -5,11 +5,13 @@
 // these limits.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "moh/base/fields.h"
+#include "bench/row.h"
 
 namespace moh::bench {
 
@@ -57,6 +59,7 @@ struct Options {
   double seconds = 1.0;    // spent on timing each case
   std::int64_t pairs = 5;  // timed pairs at least
   std::uint64_t seed = 0;
+  at::Device device = at::kCPU;
 };
 
 struct Subject {
@@ -65,23 +68,28 @@ struct Subject {
   Grid defaults;
   std::vector<std::string> rivals;  // the names that --rival takes
   // Checks the result (an Error says what is wrong), then times; the row of the case.
-  Json (*run)(const Case& c, const Options& options);
+  Row (*run)(const Case& c, const Options& options);
   std::vector<std::string> columns;  // of the printed table, names of bench/table.cpp
 };
 
-// attention, decode, layer, prefill, train, vit, dit.
+// attention, decode: they need operators alone.
+const std::vector<Subject>& operator_subjects();
+// These and layer, prefill, train, vit, dit.
 const std::vector<Subject>& subjects();
+
+// Names of columns as Subject holds them, from words.
+std::vector<std::string> columns(const std::string& words);
 
 // Every combination of what the user gave and, where nothing was given, of the subject's defaults; the rival changes
 // fastest. Errors: an axis that the subject does not have, a value out of range; the message names the flag.
 std::vector<Case> make_cases(const Subject& subject, const Grid& given);
 
-Json run_attention(const Case& c, const Options& options);
-Json run_decode(const Case& c, const Options& options);
-Json run_layer(const Case& c, const Options& options);
-Json run_prefill(const Case& c, const Options& options);
-Json run_train(const Case& c, const Options& options);
-Json run_vit(const Case& c, const Options& options);
-Json run_dit(const Case& c, const Options& options);
+Row run_attention(const Case& c, const Options& options);
+Row run_decode(const Case& c, const Options& options);
+Row run_layer(const Case& c, const Options& options);
+Row run_prefill(const Case& c, const Options& options);
+Row run_train(const Case& c, const Options& options);
+Row run_vit(const Case& c, const Options& options);
+Row run_dit(const Case& c, const Options& options);
 
 }  // namespace moh::bench

@@ -49,17 +49,20 @@ AttentionWork attention_work(const Tensor& gates, std::int64_t keys, std::int64_
   return work;
 }
 
-std::string attention_backend(const Case& c) {
-  const auto* backend = kernels::choose_backend(
-      {.dtype = ops::kernel_dtype(type_of(c.dtype)), .head_dim = c.head_dim, .backward = c.has_backward()}, nullptr);
+std::string attention_backend(const Case& c, at::Device device) {
+  const auto* backend = kernels::choose_backend({.dtype = ops::kernel_dtype(type_of(c.dtype)),
+                                                 .on_cpu = device.is_cpu(),
+                                                 .head_dim = c.head_dim,
+                                                 .backward = c.has_backward()},
+                                                nullptr);
   return backend != nullptr ? backend->name : "composite";
 }
 
-Json make_row(const char* subject, const Case& c, const Options& options, const Measured& measured) {
-  const Limits& limits = machine_limits(c.dtype, options.seconds);
+Row make_row(const char* subject, const Case& c, const Options& options, const Measured& measured) {
+  const Limits& limits = machine_limits(c.dtype, options.seconds, options.device);
   const Timing& timing = measured.timing;
   const Work work = total(measured.work), rival_work = total(measured.rival_work);
-  Json row = Json::object();
+  Row row;
   row["subject"] = subject;
   row["direction"] = c.direction;
   row["dtype"] = c.dtype;
@@ -71,7 +74,8 @@ Json make_row(const char* subject, const Case& c, const Options& options, const 
   row["causal"] = c.is_causal();
   row["activated"] = measured.activated;
   row["threads"] = at::get_num_threads();
-  row["backend"] = attention_backend(c);
+  row["device"] = options.device.str();
+  row["backend"] = attention_backend(c, options.device);
   row["moh_ms"] = timing.moh_ms;
   row["rival"] = c.rival;
   row["rival_ms"] = timing.rival_ms;

@@ -28,7 +28,7 @@ AttentionWork attention_work(const at::Tensor& gates, std::int64_t keys, std::in
                              bool causal, double bytes_per_element);
 
 // Name of the kernel backend that serves attention of this case, "composite" if none does.
-std::string attention_backend(const Case& c);
+std::string attention_backend(const Case& c, at::Device device);
 
 struct Measured {
   Timing timing;
@@ -38,6 +38,6 @@ struct Measured {
 };
 
 // The keys that every subject has; docs/bench.md says what they mean.
-Json make_row(const char* subject, const Case& c, const Options& options, const Measured& measured);
+Row make_row(const char* subject, const Case& c, const Options& options, const Measured& measured);
 
 }  // namespace moh::bench

@@ -13,6 +13,7 @@
 #include "bench/common.h"
 #include "bench/machine.h"
 #include "bench/reference.h"
+#include "bench/sdpa.h"
 #include "moh/base/error.h"
 #include "moh/ops/head_attention.h"
 
@@ -30,18 +31,19 @@ struct Layer {
 
 std::int64_t number_of_layers(const Case& c) {
   constexpr double kMost = 64, kCaches = 4;
-  const double cache = machine_description()["last_cache_mib"].get<double>() * (1 << 20);
+  const double cache = machine_description().get<double>("last_cache_mib") * (1 << 20);
   const double bytes = 2.0 * static_cast<double>(c.batch * c.tokens * c.kv_heads * c.head_dim) *
                        static_cast<double>(at::elementSize(type_of(c.dtype)));
   return static_cast<std::int64_t>(std::clamp(std::ceil(kCaches * cache / bytes), 1.0, kMost));
 }
 
-std::vector<Layer> make_layers(const Case& c, std::uint64_t seed) {
-  const at::Generator generator = at::detail::createCPUGenerator(seed);
+std::vector<Layer> make_layers(const Case& c, const Options& options) {
+  const at::Generator generator = at::detail::createCPUGenerator(options.seed);
   const auto random = [&](std::int64_t tokens, std::int64_t heads, std::int64_t batch) {
     return at::empty({batch, tokens, heads, c.head_dim}, at::TensorOptions(at::kFloat))
         .normal_(0, 1, generator)
-        .to(type_of(c.dtype));
+        .to(type_of(c.dtype))
+        .to(options.device);
   };
   // Gigabytes of random numbers would take longer than the measurement: every sequence has the same ones, shifted.
   const Tensor keys = random(c.tokens, c.kv_heads, 1).select(0, 0).transpose(0, 1);
@@ -50,7 +52,7 @@ std::vector<Layer> make_layers(const Case& c, std::uint64_t seed) {
   std::int64_t shift = 0;
   for (Layer& layer : layers) {
     layer.query = random(c.queries, c.heads, c.batch);
-    layer.gates = random_gates(c, c.queries, generator);
+    layer.gates = random_gates(c, c.queries, generator).to(options.device);
     layer.dense_query = layer.query.transpose(1, 2).contiguous();
     layer.dense_key = at::empty({c.batch, c.kv_heads, c.tokens, c.head_dim}, keys.options());
     layer.dense_value = at::empty_like(layer.dense_key);
@@ -73,12 +75,13 @@ Tensor moh_step(const Case& c, const Layer& layer) {
 }
 
 // [T, S] of 0 and -inf; torch's own causal mask puts the first query at the first key.
-Tensor causal_mask(const Case& c) {
+Tensor causal_mask(const Case& c, at::Device device) {
   if (c.queries == 1) return {};
   const auto dtype = type_of(c.dtype);
-  return at::zeros({c.queries, c.tokens}, at::TensorOptions(dtype))
-      .masked_fill(at::ones({c.queries, c.tokens}, at::TensorOptions(at::kBool)).triu(c.tokens - c.queries + 1),
-                   -std::numeric_limits<double>::infinity());
+  return at::zeros({c.queries, c.tokens}, at::TensorOptions(dtype).device(device))
+      .masked_fill(
+          at::ones({c.queries, c.tokens}, at::TensorOptions(at::kBool).device(device)).triu(c.tokens - c.queries + 1),
+          -std::numeric_limits<double>::infinity());
 }
 
 struct RivalForm {
@@ -152,26 +155,29 @@ Work work_of(const Case& c, const Tensor& gates) {
 
 }  // namespace
 
-Json run_decode(const Case& c, const Options& options) {
+Row run_decode(const Case& c, const Options& options) {
   const c10::NoGradGuard no_grad;
   MOH_CHECK(c.queries <= c.tokens, "[bench] --queries ", c.queries, " must not exceed the cache of ", c.tokens,
             " tokens, which holds them");
-  const std::vector<Layer> layers = make_layers(c, options.seed);
-  const std::vector<RivalForm> rivals = make_rivals(c, causal_mask(c));
+  const std::vector<Layer> layers = make_layers(c, options);
+  const std::vector<RivalForm> rivals = make_rivals(c, causal_mask(c, options.device));
   Measured measured;
   measured.max_abs_error = check(c, layers.back(), rivals);
 
   std::vector<Form> forms;
   for (const RivalForm& rival : rivals) {
-    forms.push_back({rival.name, [&] {
-                       for (const Layer& layer : layers) rival.step(layer);
-                     }});
+    const auto all_layers = [&] {
+      for (const Layer& layer : layers) rival.step(layer);
+    };
+    forms.push_back({rival.name, until_done(all_layers, options.device)});
   }
   const Form& rival = fastest(forms);
   measured.rival_form = rival.name;
-  const auto moh = [&] {
-    for (const Layer& layer : layers) moh_step(c, layer);
-  };
+  const auto moh = until_done(
+      [&] {
+        for (const Layer& layer : layers) moh_step(c, layer);
+      },
+      options.device);
   measured.timing = time_pair(moh, rival.run, options.seconds, options.pairs);
   const auto count = static_cast<double>(layers.size());
   measured.timing.moh_ms /= count;
@@ -185,7 +191,7 @@ Json run_decode(const Case& c, const Options& options) {
   }
   measured.work = {work};
   measured.rival_work = {rival_work};
-  Json row = make_row("decode", c, options, measured);
+  Row row = make_row("decode", c, options, measured);
   row["queries"] = c.queries;
   row["layout"] = c.layout;
   row["caches"] = layers.size();

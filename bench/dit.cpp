@@ -64,7 +64,7 @@ double active_share(const std::vector<ops::Routing>& routing) {
 
 }  // namespace
 
-Json run_dit(const Case& given, const Options& options) {
+Row run_dit(const Case& given, const Options& options) {
   const c10::NoGradGuard no_grad;
   Case c = given;
   models::DitConfig dense_config = dense_config_of(c.preset), config = models::dit_preset(c.preset);
@@ -138,7 +138,7 @@ Json run_dit(const Case& given, const Options& options) {
   const double rival_flops = twin ? models::dit_cost(dense_config, c.tokens).flops : cost.dense_flops;
   measured.work = {{cost.flops * batch, 0}};
   measured.rival_work = {{rival_flops * batch, 0}};
-  Json row = make_row("dit", c, options, measured);
+  Row row = make_row("dit", c, options, measured);
   row["preset"] = c.preset;
   row["parameters"] = cost.parameters;
   row["images_per_second"] = 1e3 * batch / measured.timing.moh_ms;

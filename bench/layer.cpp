@@ -216,7 +216,7 @@ std::vector<Work> work_of(const Case& c, const Layer& layer, const Tensor& gates
 
 }  // namespace
 
-Json run_layer(const Case& c, const Options& options) {
+Row run_layer(const Case& c, const Options& options) {
   const Layer layer = make_layer(c, options.seed);
   Measured measured;
   measured.max_abs_error = check(c, layer);
@@ -248,7 +248,7 @@ Json run_layer(const Case& c, const Options& options) {
   measured.rival_work = work_of(c, layer, at::ones_like(gates), authors);
   const Tensor query = layer.split(at::linear(layer.x, layer.q_k_v[0]));
   const double router_ms = best_ms([&] { route(layer, query); }, 0);
-  Json row = make_row("layer", c, options, measured);
+  Row row = make_row("layer", c, options, measured);
   row["hidden"] = c.hidden;
   row["router"] = c.router;
   row["shared_heads"] = layer.shared_heads;

@@ -24,17 +24,18 @@ namespace {
 
 using at::Tensor;
 
-double gemm_gflops(at::ScalarType dtype, double seconds) {
+double gemm_gflops(at::ScalarType dtype, double seconds, at::Device device) {
   double best = 0;
   // Types without fast arithmetic take long; sizes grow until one product takes a good part of the time allowed.
-  for (const std::int64_t size : {256, 512, 1024, 1536, 2048}) {
-    const Tensor a = at::randn({size, size}, at::TensorOptions(at::kFloat)).to(dtype);
-    const Tensor b = at::randn({size, size}, at::TensorOptions(at::kFloat)).to(dtype);
+  for (const std::int64_t size : {256, 512, 1024, 1536, 2048, 4096, 8192}) {
+    if (device.is_cpu() && size > 2048) break;
+    const Tensor a = at::randn({size, size}, at::TensorOptions(at::kFloat).device(device)).to(dtype);
+    const Tensor b = at::randn({size, size}, at::TensorOptions(at::kFloat).device(device)).to(dtype);
     Tensor c = at::empty({size, size}, a.options());
     const double flops = 2.0 * static_cast<double>(size * size * size);
     double slowest = 0;
     for (const Tensor& right : {b, b.t()}) {
-      const double ms = best_ms([&] { at::mm_out(c, a, right); }, seconds / 10);
+      const double ms = best_ms(until_done([&] { at::mm_out(c, a, right); }, device), seconds / 10);
       best = std::max(best, flops / (ms * 1e6));
       slowest = std::max(slowest, ms);
     }
@@ -95,6 +96,15 @@ void measure_bandwidth(Limits& limits, double seconds) {
   limits.copy_gbs = 2 * bytes / (best_ms(copy, seconds / 4) * 1e6);
 }
 
+// The same by LibTorch's operations, which on a GPU are the best that are at hand.
+void measure_device_bandwidth(Limits& limits, double seconds, at::Device device) {
+  const Tensor from = at::ones({std::int64_t{1} << 28}, at::TensorOptions(at::kFloat).device(device));
+  Tensor to = at::empty_like(from);
+  const auto bytes = static_cast<double>(from.nbytes());
+  limits.read_gbs = bytes / (best_ms(until_done([&] { from.sum(); }, device), seconds / 4) * 1e6);
+  limits.copy_gbs = 2 * bytes / (best_ms(until_done([&] { to.copy_(from); }, device), seconds / 4) * 1e6);
+}
+
 double fma_gflops(double seconds) {
   constexpr std::int64_t kRounds = 1 << 20;
   const bool wide = at::get_cpu_capability() == "AVX512";
@@ -123,22 +133,26 @@ std::string field_of(const char* file, const std::string& name) {
 
 }  // namespace
 
-const Limits& machine_limits(const std::string& dtype, double seconds) {
+const Limits& machine_limits(const std::string& dtype, double seconds, at::Device device) {
   constexpr double kEnough = 1.0;
-  static std::map<std::pair<std::string, int>, Limits> measured;
-  const auto [place, is_new] = measured.try_emplace({dtype, at::get_num_threads()});
+  static std::map<std::tuple<std::string, int, std::string>, Limits> measured;
+  const auto [place, is_new] = measured.try_emplace({dtype, at::get_num_threads(), device.str()});
   Limits& limits = place->second;
   if (is_new) {
     const double budget = std::min(seconds, kEnough);
-    limits.gemm_gflops = gemm_gflops(ops::autocast_type(dtype).value_or(at::kFloat), budget);
-    measure_bandwidth(limits, budget);
-    limits.fma_gflops = fma_gflops(budget);
+    limits.gemm_gflops = gemm_gflops(ops::autocast_type(dtype).value_or(at::kFloat), budget, device);
+    if (device.is_cpu()) {
+      measure_bandwidth(limits, budget);
+      limits.fma_gflops = fma_gflops(budget);
+    } else {
+      measure_device_bandwidth(limits, budget, device);
+    }
   }
   return limits;
 }
 
-Json machine_description() {
-  Json machine = Json::object();
+Row machine_description() {
+  Row machine;
   const std::string cpu = field_of("/proc/cpuinfo", "model name");
   machine["cpu"] = cpu.empty() ? "unknown CPU" : cpu;
   machine["cpu_family"] = field_of("/proc/cpuinfo", "cpu family");

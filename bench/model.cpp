@@ -158,10 +158,10 @@ std::vector<Work> work_of(const Case& c, const models::LlamaConfig& config, cons
   return products;
 }
 
-Json model_row(const char* subject, const Case& c, const Options& options, const Measured& measured,
-               const models::LlamaConfig& config, double sdpa_ms) {
+Row model_row(const char* subject, const Case& c, const Options& options, const Measured& measured,
+              const models::LlamaConfig& config, double sdpa_ms) {
   const auto cost = models::llama_cost(config, c.tokens, 4);
-  Json row = make_row(subject, c, options, measured);
+  Row row = make_row(subject, c, options, measured);
   row["preset"] = c.preset;
   row["router"] = c.router;
   row["hidden"] = c.hidden;
@@ -176,7 +176,7 @@ Json model_row(const char* subject, const Case& c, const Options& options, const
 
 }  // namespace
 
-Json run_prefill(const Case& given, const Options& options) {
+Row run_prefill(const Case& given, const Options& options) {
   const models::LlamaConfig config = config_of(given);
   const Case c = with_sizes(given, config);
   const c10::NoGradGuard no_grad;
@@ -211,7 +211,7 @@ Json run_prefill(const Case& given, const Options& options) {
   return model_row("prefill", c, options, measured, config, sdpa.ms);
 }
 
-Json run_train(const Case& given, const Options& options) {
+Row run_train(const Case& given, const Options& options) {
   const models::LlamaConfig config = config_of(given);
   Case c = with_sizes(given, config);
   c.direction = "both";

@@ -40,51 +40,6 @@ Grid decode_defaults() {
   return grid;
 }
 
-Grid layer_defaults() {
-  Grid grid = attention_defaults();
-  grid.select = {};  // the router chooses heads
-  grid.router = {"two-stage"};
-  grid.hidden = {2048};
-  grid.tokens = {2048};
-  grid.rival = {"dense_twin"};
-  return grid;
-}
-
-Grid model_defaults() {
-  Grid grid;
-  grid.threads = {0};
-  grid.preset = {"moh-llm-s"};
-  grid.router = {"two-stage"};
-  grid.dtype = {"fp32"};
-  grid.batch = {1};
-  grid.tokens = {2048};
-  grid.activated = {1.0, 0.75, 0.5};
-  grid.rival = {"dense_twin"};
-  return grid;
-}
-
-Grid vit_defaults() {
-  Grid grid;
-  grid.threads = {0};
-  grid.preset = {"moh-vit-s-75", "moh-vit-b-50"};
-  grid.dtype = {"fp32"};
-  grid.direction = {"forward"};
-  grid.batch = {4};
-  grid.rival = {"dense_twin", "authors_form"};
-  return grid;
-}
-
-Grid dit_defaults() {
-  Grid grid;
-  grid.threads = {0};
-  grid.preset = {"moh-dit-b-2-75", "moh-dit-xl-2-75"};
-  grid.dtype = {"fp32"};
-  grid.batch = {2, 8};
-  grid.tokens = {256, 1024};
-  grid.rival = {"dense_twin", "authors_form"};
-  return grid;
-}
-
 template <class T>
 void expand(std::vector<Case>& cases, const std::vector<T>& values, T Case::*member) {
   if (values.empty()) return;
@@ -144,47 +99,29 @@ void check_case(const Case& c) {
   if (!c.router.empty()) check_one_of("--router", c.router, {"two-stage", "norm"});
 }
 
-std::vector<std::string> words(const std::string& text) {
-  std::istringstream in(text);
-  return {std::istream_iterator<std::string>(in), {}};
-}
-
 }  // namespace
 
 // clang-format off
-const std::vector<Subject>& subjects() {
+const std::vector<Subject>& operator_subjects() {
   const std::string timing = "moh_ms rival rival_ms ratio quartiles ideal_ratio ", shares = "gemm_share rival_gemm_share ";
-  const std::string model = "preset dtype router batch tokens threads activated " + timing + shares +
-                            "attention_time_share attention_flops_share max_abs_error";
   static const std::vector<Subject> all = {
       {"attention", "the operator alone; rivals torch_sdpa, authors_form", attention_defaults(),
        {"torch_sdpa", "authors_form"}, run_attention,
-       words("direction dtype batch heads head_dim causal tokens threads activated " + timing + "gflops " + shares +
+       columns("direction dtype batch heads head_dim causal tokens threads activated " + timing + "gflops " + shares +
              "max_abs_error")},
       {"decode", "new tokens against a KV cache; rivals torch_sdpa, torch_matmul", decode_defaults(),
        {"torch_sdpa", "torch_matmul"}, run_decode,
-       words("dtype batch heads head_dim queries tokens layout threads activated " + timing +
+       columns("dtype batch heads head_dim queries tokens layout threads activated " + timing +
              "bandwidth_share rival_bandwidth_share max_abs_error")},
-      {"layer", "a whole self-attention layer; rivals dense_twin, authors_form", layer_defaults(),
-       {"dense_twin", "authors_form"}, run_layer,
-       words("direction dtype router hidden heads head_dim batch causal tokens threads activated " + timing + shares +
-             "router_share max_abs_error")},
-      {"prefill", "a prompt through a whole model; rivals dense_twin, authors_form", model_defaults(),
-       {"dense_twin", "authors_form"}, run_prefill, words(model)},
-      {"train", "a training step of a whole model; rivals dense_twin, authors_form", model_defaults(),
-       {"dense_twin", "authors_form"}, run_train, words(model)},
-      {"vit", "a whole vision transformer on 224 pixels; rivals dense_twin, authors_form", vit_defaults(),
-       {"dense_twin", "authors_form"}, run_vit,
-       words("preset dtype direction batch threads activated images_per_second " + timing + "gflops " + shares +
-             "attention_time_share attention_flops_share max_abs_error")},
-      {"dit", "a DiT's forward pass; rivals dense_twin, authors_form, torch_dense (the twin by LibTorch alone)",
-       dit_defaults(), {"dense_twin", "authors_form", "torch_dense"}, run_dit,
-       words("preset dtype batch tokens threads activated " + timing + "gflops " + shares +
-             "attention_flops_share max_abs_error")},
   };
   return all;
 }
 // clang-format on
+
+std::vector<std::string> columns(const std::string& text) {
+  std::istringstream in(text);
+  return {std::istream_iterator<std::string>(in), {}};
+}
 
 std::vector<Case> make_cases(const Subject& subject, const Grid& given) {
   const Grid grid = merged(subject, given);

@@ -110,6 +110,14 @@ std::string shape_of(const Json& row) {
 
 }  // namespace
 
+Json json_of(const Row& row) {
+  Json json = Json::object();
+  for (const auto& [name, value] : row.values()) {
+    std::visit([&json, &name = name](const auto& each) { json[name] = each; }, value);
+  }
+  return json;
+}
+
 std::string text_header(const std::vector<std::string>& columns) {
   std::string line;
   for (const std::string& name : columns) line += fmt::format("{:>{}} ", column_of(name).title, column_of(name).width);

@@ -4,9 +4,12 @@
 #include <string>
 #include <vector>
 
+#include "bench/row.h"
 #include "moh/base/fields.h"
 
 namespace moh::bench {
+
+Json json_of(const Row& row);
 
 // Columns by name: "tokens", "ratio", ...; an unknown name is an Error.
 std::string text_header(const std::vector<std::string>& columns);

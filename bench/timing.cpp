@@ -1,5 +1,7 @@
 #include "bench/timing.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <limits>
@@ -13,6 +15,15 @@ double quantile(std::vector<double> values, double at) {
 }
 
 }  // namespace
+
+std::function<void()> until_done(std::function<void()> work, at::Device device) {
+  if (device.is_cpu()) return work;
+  return [work = std::move(work), device] {
+    work();
+    const c10::impl::VirtualGuardImpl guard(device.type());
+    guard.synchronizeDevice(device.has_index() ? device.index() : guard.getDevice().index());
+  };
+}
 
 double milliseconds(const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();

@@ -1,6 +1,8 @@
 // Timing of two sides in turn.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -13,6 +15,9 @@ struct Timing {
   double ratio = 0, ratio_low = 0, ratio_high = 0;  // median and quartiles of moh / rival over pairs
   std::int64_t pairs = 0;
 };
+
+// `work` and, on a GPU, waiting until it is done there: launches return before that. On a CPU `work` itself.
+std::function<void()> until_done(std::function<void()> work, at::Device device);
 
 double milliseconds(const std::function<void()>& work);
 

@@ -113,7 +113,7 @@ double attention_ms(const Vit& model, std::int64_t batch, std::optional<at::Scal
 
 }  // namespace
 
-Json run_vit(const Case& given, const Options& options) {
+Row run_vit(const Case& given, const Options& options) {
   Case c = given;
   MOH_CHECK(models::is_vit_preset(c.preset) && c.preset.starts_with("moh-"),
             "[bench] --preset must be a MoH vision transformer, got `", c.preset, "`; `moh info` lists them");
@@ -167,7 +167,7 @@ Json run_vit(const Case& given, const Options& options) {
   const double passes = static_cast<double>(c.batch) * (training ? 3 : 1);
   measured.work = {{cost.flops * passes, 0}};
   measured.rival_work = {{dense_cost.flops * passes, 0}};
-  Json row = make_row("vit", c, options, measured);
+  Row row = make_row("vit", c, options, measured);
   row["preset"] = c.preset;
   row["image_size"] = size;
   row["parameters"] = cost.parameters;

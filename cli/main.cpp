@@ -45,7 +45,7 @@ at::Device Context::torch_device() const {
   MOH_CHECK(device == "cpu" || is_cuda, "[device] unknown device `", device, "`; known: cpu, cuda, cuda:i");
   if (!is_cuda) return at::kCPU;
   MOH_CHECK(at::globalContext().hasCUDA(), "[device] `", device,
-            "` is not available: this torch or machine has no CUDA");
+            "` is not available: this torch has no CUDA or finds no GPU; leave --device out to run on the CPU");
   return at::Device(device);
 }
 

@@ -43,5 +43,7 @@ if(Torch_FOUND AND NOT TARGET Torch::Torch)
     # Nothing of ours refers to these directly; --no-as-needed keeps their registrations.
     target_link_libraries(Torch::Torch INTERFACE
       "-Wl,--push-state,--no-as-needed" ${Torch_CUDA_LIBRARY} ${Torch_C10_CUDA_LIBRARY} "-Wl,--pop-state")
+    # Libraries of CUDA that these need lie in folders that only they know; they find them when the program starts.
+    target_link_options(Torch::Torch INTERFACE -Wl,--allow-shlib-undefined)
   endif()
 endif()

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "bench/machine.h"
 #include "bench/table.h"
 #include "cli/command.h"
+#include "moh/base/error.h"
 #include "moh/io/files.h"
 
 namespace moh::cli {
@@ -43,8 +45,9 @@ std::string command_with_environment(const std::string& command) {
 void write_markdown(const Context& context, const BenchOptions& options, const bench::Subject& subject,
                     const std::vector<Json>& rows) {
   const bool append = options.append && std::filesystem::exists(options.markdown);
-  std::string text = bench::markdown_report(command_with_environment(context.command), bench::machine_description(),
-                                            subject.columns, rows, /*with_title=*/!append);
+  std::string text =
+      bench::markdown_report(command_with_environment(context.command), bench::json_of(bench::machine_description()),
+                             subject.columns, rows, /*with_title=*/!append);
   if (append) text = io::read_file(options.markdown, std::int64_t{1} << 24) + text;
   io::write_file(options.markdown, text);
   context.say("wrote " + options.markdown);
@@ -53,11 +56,18 @@ void write_markdown(const Context& context, const BenchOptions& options, const b
 int run_bench(const Context& context, BenchOptions options) {
   const bench::Subject& subject = subject_of(options.subject);
   options.run.seed = context.seed;
+  options.run.device = context.torch_device();
+  const auto& on_gpus = bench::operator_subjects();
+  MOH_CHECK(options.run.device.is_cpu() ||
+                std::any_of(on_gpus.begin(), on_gpus.end(),
+                            [&](const auto& each) { return subject.name == std::string(each.name); }),
+            "[bench] ", options.subject, " runs on the CPU alone; with --device cuda: ", on_gpus[0].name, ", ",
+            on_gpus[1].name);
   std::vector<Json> rows;
   for (const bench::Case& c : bench::make_cases(subject, options.grid)) {
     if (interrupted) break;
     at::set_num_threads(static_cast<int>(c.threads));
-    rows.push_back(subject.run(c, options.run));
+    rows.push_back(bench::json_of(subject.run(c, options.run)));
     context.emit(rows.back());
     if (rows.size() == 1) context.say(bench::text_header(subject.columns));
     context.say(bench::text_row(subject.columns, rows.back()));
@@ -116,7 +126,8 @@ const Registered registered{
        app.add_option("--pairs", options->run.pairs, "timed pairs of runs for each case at least");
        app.add_flag("--summary", options->summary, "with --json, a line for each geometric mean at the end");
        app.add_option("--markdown", options->markdown, "write a file for bench/results");
-       app.add_flag("--append", options->append, "add to the file of --markdown if there is one, instead of replacing it");
+       app.add_flag("--append", options->append,
+                    "add to the file of --markdown if there is one, instead of replacing it");
        app.footer(footer());
        return [options, &context] { return run_bench(context, *options); };
      }}};

@@ -111,6 +111,7 @@ models::Llama make_moh(const Context& context, const Options& options, models::L
 }
 
 int convert(const Context& context, const Options& options) {
+  MOH_CHECK(context.torch_device().is_cpu(), "[convert] runs on the CPU alone; leave --device out");
   if (!options.export_to.empty()) return export_model(context, options.in, options.out);
   if (is_vit_checkpoint(options.in)) {
     return convert_vit(context, options.in, options.out, options.preset, options.weights);

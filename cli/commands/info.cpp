@@ -27,8 +27,11 @@ int info(const Context& context) {
   Json backends = Json::array();
   for (const auto& backend : kernels::backends()) {
     const std::string reason = backend.unavailable_reason();
-    backends.push_back(
-        {{"name", backend.name}, {"available", reason.empty()}, {"automatic", backend.automatic}, {"reason", reason}});
+    const std::string by_name_only = backend.automatic() ? "" : backend.by_name_only;
+    backends.push_back({{"name", backend.name},
+                        {"available", reason.empty()},
+                        {"automatic", backend.automatic()},
+                        {"reason", reason.empty() ? by_name_only : reason}});
   }
   backends.push_back({{"name", "composite"},
                       {"available", true},
@@ -57,7 +60,7 @@ int info(const Context& context) {
   for (const auto& backend : backends) {
     const std::string reason = backend["reason"].get<std::string>();
     const std::string state = !backend["available"].get<bool>()   ? "unavailable: " + reason
-                              : !backend["automatic"].get<bool>() ? "available, only when asked for by name"
+                              : !backend["automatic"].get<bool>() ? "available, only when asked for by name: " + reason
                               : reason.empty()                    ? "available"
                                                                   : reason;
     context.say(fmt::format("  {:<10} {}", backend["name"].get<std::string>(), state));

@@ -82,6 +82,7 @@ int inspect(const Context& context, const Options& options) {
   if (!options.data.empty()) {
     MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", options.model, "` is a preset");
     models::Llama model = models::Llama::load(options.model, context.weights_type(), as);
+    model.to(context.torch_device());
     options.heads.apply(model.mutable_config());
     io::check_finite(model.parameters(), options.model);
     const auto tokenizer = io::load_tokenizer(options.model);

@@ -13,7 +13,7 @@ using at::Tensor;
 
 Tensor DpmSolver::step(const Tensor& output, const Tensor& x, std::int64_t t, bool clip) {
   MOH_CHECK(t >= 0 && t < schedule_.steps(), "[dpm_solver] step must be in 0..", schedule_.steps() - 1, ", got ", t);
-  const Tensor steps = at::full({x.size(0)}, t, x.options().dtype(at::kLong).requires_grad(false));
+  const Tensor steps = at::full({x.size(0)}, t, at::TensorOptions(at::kLong));
   const Tensor x_start = predict(schedule_, output, x, steps, clip).x_start;
   if (t == 0) return x_start;
   const double alpha = schedule_.sqrt_alphas_cumprod[t], sigma = schedule_.sqrt_one_minus_alphas_cumprod[t];

@@ -121,7 +121,7 @@ LossTerms training_loss(const Schedule& s, const Tensor& output, const Tensor& x
   const Normal model{prediction.mean, prediction.log_variance};
   const Tensor divergence = mean_of_rest(kl_divergence(posterior(s, x_start, x_t, t), model));
   const Tensor likelihood = mean_of_rest(-level_log_likelihood(x_start, model));
-  terms.vb = at::where(t.eq(0), likelihood, divergence) / std::numbers::ln2;
+  terms.vb = at::where(t.eq(0).to(likelihood.device()), likelihood, divergence) / std::numbers::ln2;
   terms.loss = terms.mse + terms.vb;
   return terms;
 }

@@ -56,7 +56,7 @@ Tensor Sampler::run(const Network& network, const std::vector<std::int64_t>& sha
     const Tensor seen = at::full({labels.size(0)}, schedule_.timestep_map[step], labels.options());
     Tensor output = network(guided ? at::cat({x, x}) : x, seen, labels).to(at::kFloat);
     if (guided) output = guide(output, options_.guidance, channels).narrow(0, 0, count);
-    const Tensor t = at::full({count}, step, labels.options());
+    const Tensor t = at::full({count}, step, at::TensorOptions(at::kLong));
     if (options_.sampler == "dpm++") {
       x = solver.step(output, x, step, options_.clip);
     } else if (options_.sampler == "ddim") {

@@ -17,10 +17,11 @@ HeadLoad head_load(const models::Llama& model, const data::TokenStream& stream, 
   HeadLoad load;
   load.share.assign(config.num_hidden_layers, std::vector<double>(config.num_attention_heads, config.moh ? 0.0 : 1.0));
   for (std::int64_t window = 0; window < windows; ++window) {
-    const auto output = model.forward({.ids = stream.windows({window * length}, length).narrow(1, 0, length).to(model.device())});
+    const auto output =
+        model.forward({.ids = stream.windows({window * length}, length).narrow(1, 0, length).to(model.device())});
     load.tokens += length;
     for (std::size_t layer = 0; layer < output.routing.size(); ++layer) {
-      const at::Tensor used = output.routing[layer].gates.ne(0).sum({0, 1}).to(at::kDouble);  // [H]
+      const at::Tensor used = output.routing[layer].gates.ne(0).sum({0, 1}).to(at::kCPU, at::kDouble);  // [H]
       for (std::int64_t head = 0; head < used.size(0); ++head) load.share[layer][head] += used[head].item<double>();
     }
   }

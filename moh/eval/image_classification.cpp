@@ -59,15 +59,16 @@ Tensor picture_tensor(const io::Image& image, const data::PictureFormat& format)
 }
 
 double active_share(const models::VitOutput& output) {
-  double active = 0, all = 0;
+  std::vector<Tensor> active;
+  double all = 0;
   for (const auto& layer : output.layers) {
     if (!layer.routing.gates.defined()) continue;
-    const Tensor& gates = layer.routing.gates;
+    const Tensor& gates = layer.routing.gates;  // layers have different numbers of tokens: each counts by its heads
     const auto heads = static_cast<double>(gates.size(-1));
     all += heads;
-    active += heads * gates.ne(0).to(at::kFloat).mean().item<double>();
+    active.push_back(gates.ne(0).to(at::kFloat).mean().to(at::kDouble) * heads);
   }
-  return all > 0 ? active / all : 1;
+  return all > 0 ? at::stack(active).sum().item<double>() / all : 1;
 }
 
 void check_classes(const models::VitConfig& config, const data::ImageFolder& folder) {

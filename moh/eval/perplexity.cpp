@@ -11,13 +11,9 @@
 namespace moh::eval {
 
 double active_share(const models::LlamaOutput& output) {
-  if (output.routing.empty()) return 1.0;
-  double active = 0, all = 0;
-  for (const auto& routing : output.routing) {
-    active += static_cast<double>(routing.gates.count_nonzero().item<std::int64_t>());
-    all += static_cast<double>(routing.gates.numel());
-  }
-  return active / all;
+  std::vector<at::Tensor> gates;
+  for (const auto& routing : output.routing) gates.push_back(routing.gates);
+  return ops::active_share(gates);
 }
 
 PerplexityResult perplexity(const models::Llama& model, const data::TokenStream& stream,

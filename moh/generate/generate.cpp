@@ -82,6 +82,7 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
   const auto step = [&](const std::vector<std::int64_t>& ids) {
     const at::Tensor input = at::tensor(ids, at::TensorOptions(at::kLong)).unsqueeze(0).to(model.device());
     models::LlamaOutput output = model.forward({.ids = input, .cache = &cache, .last_only = true});
+    output.logits = output.logits.cpu();  // once: the device is waited for here
     // NaN logits: name the weight that is to blame, if one is.
     if (std::isnan(output.logits.max().item<double>())) io::check_finite(model.parameters(), "generate");
     return output;

@@ -6,6 +6,7 @@
 
 #include "moh/base/error.h"
 #include "moh/kernels/cpu/backend.h"
+#include "moh/kernels/cuda/backend.h"
 #include "moh/kernels/reference/aggregated_attention.h"
 #include "moh/kernels/reference/gated_convolution.h"
 #include "moh/kernels/reference/head_attention.h"
@@ -44,6 +45,29 @@ std::string reference_unsupported(const CallTraits& call) {
   return call.dtype == DType::kFloat64 ? "gates and statistics of fp64 tensors would be rounded to fp32" : "";
 }
 
+bool has_kernel(const Backend& backend, Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kAttention:
+      return backend.attention_forward != nullptr;
+    case Kernel::kProjection:
+      return backend.project_heads != nullptr;
+    case Kernel::kAggregated:
+      return backend.aggregated_forward != nullptr;
+    case Kernel::kGatedConvolution:
+      return backend.gated_convolution_forward != nullptr;
+  }
+  return false;
+}
+
+// Empty: this row can run the call, on this machine.
+std::string reason_against(const Backend& backend, const CallTraits& call) {
+  std::string why = backend.unavailable_reason();
+  if (why.empty() && !has_kernel(backend, call.kernel))
+    why = std::string("it has no kernel for ") + name_of(call.kernel);
+  if (why.empty()) why = backend.unsupported_reason(call);
+  return why;
+}
+
 std::string& forced_name() {
   static std::string name;
   return name;
@@ -80,13 +104,16 @@ std::string wanted_name(const std::string& name) {
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> table = {
 #ifdef MOH_HAVE_AVX512
-      {"avx512", true, cpu_unsupported, avx512_missing, MOH_KERNELS_OF(avx512)},
+      {"avx512", nullptr, cpu_unsupported, avx512_missing, MOH_KERNELS_OF(avx512)},
 #endif
 #ifdef MOH_HAVE_AVX2
-      {"avx2", true, cpu_unsupported, avx2_missing, MOH_KERNELS_OF(avx2)},
+      {"avx2", nullptr, cpu_unsupported, avx2_missing, MOH_KERNELS_OF(avx2)},
 #endif
-      {"portable", true, cpu_unsupported, always, MOH_KERNELS_OF(portable)},
-      {"reference", false, reference_unsupported, always, MOH_KERNELS_OF(reference)},
+      {"portable", nullptr, cpu_unsupported, always, MOH_KERNELS_OF(portable)},
+      {"cuda", "compiled, not yet run on a GPU", cuda::unsupported_reason, cuda::unavailable_reason,
+       cuda::head_attention_forward, cuda::head_attention_backward, nullptr, nullptr, nullptr, nullptr, nullptr,
+       nullptr, nullptr},
+      {"reference", "scalar float64, slow", reference_unsupported, always, MOH_KERNELS_OF(reference)},
   };
   return table;
 }
@@ -110,12 +137,17 @@ const Backend* choose_backend(const CallTraits& call, std::string* reason, const
   std::string first_reason = wanted == "composite" ? "the composite form was asked for" : "";
   if (wanted != "composite") {
     for (const Backend& backend : backends()) {
-      if (automatic ? !backend.automatic : wanted != backend.name) continue;
-      std::string why = backend.unavailable_reason();
-      if (why.empty()) why = backend.unsupported_reason(call);
+      if (automatic ? !backend.automatic() : wanted != backend.name) continue;
+      const std::string why = reason_against(backend, call);
       if (why.empty()) return &backend;
       MOH_CHECK(automatic, "[backend] `", wanted, "` cannot run: ", why);
       if (first_reason.empty()) first_reason = why;
+    }
+    for (const Backend& backend : backends()) {  // a row that could, had it been asked for, is the better answer
+      if (backend.automatic() || !reason_against(backend, call).empty()) continue;
+      first_reason =
+          std::string("backend `") + backend.name + "` runs only when asked for by name (" + backend.by_name_only + ")";
+      break;
     }
   }
   if (reason != nullptr) *reason = first_reason;

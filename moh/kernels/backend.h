@@ -12,19 +12,28 @@
 
 namespace moh::kernels {
 
+enum class Kernel : std::uint8_t { kAttention, kProjection, kAggregated, kGatedConvolution };
+
+constexpr const char* name_of(Kernel kernel) {
+  return kernel == Kernel::kAttention    ? "head attention"
+         : kernel == Kernel::kProjection ? "projections"
+         : kernel == Kernel::kAggregated ? "aggregated attention"
+                                         : "gated convolutions";
+}
+
 // What a backend has to know of a call to say whether it can run it.
 struct CallTraits {
   DType dtype = DType::kFloat32;
   bool on_cpu = true;  // where the pointers live
   std::int64_t head_dim = 0;
   bool backward = false;
+  Kernel kernel = Kernel::kAttention;
 };
 
-// The table is ordered best first; `automatic` is false for backends that run only when asked for by name (the scalar
-// reference).
+// The table is ordered best first. A kernel that a backend lacks is nullptr.
 struct Backend {
   const char* name;
-  bool automatic;
+  const char* by_name_only;  // nullptr, or why nothing chooses this one unless it is asked for by name
   // Empty: it can. Otherwise one sentence that says why not.
   std::string (*unsupported_reason)(const CallTraits& call);
   // Empty: usable on this machine. Independent of the call.
@@ -38,9 +47,11 @@ struct Backend {
   void (*aggregated_backward)(const AggregatedAttentionParams& params);
   void (*gated_convolution_forward)(const GatedConvolutionParams& params);
   void (*gated_convolution_backward)(const GatedConvolutionParams& params);
+
+  bool automatic() const { return by_name_only == nullptr; }
 };
 
-// avx512, avx2, portable, reference.
+// avx512, avx2, portable, cuda (attention alone: projections on a GPU are torch's dense products), reference.
 const std::vector<Backend>& backends();
 
 // The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the

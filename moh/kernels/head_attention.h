@@ -43,6 +43,7 @@ struct HeadAttentionParams {
   float* grad_bias = nullptr;                // [B, H, T, S] contiguous fp32, every element written; nullptr: not wanted
 
   Parallel parallel;
+  void* stream = nullptr;  // of a GPU: the queue that the kernels go to
 };
 
 }  // namespace moh::kernels

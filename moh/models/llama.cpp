@@ -147,9 +147,10 @@ void Llama::bind() {
     layer.o_bias = optionally(attention + "o_proj.bias");
     layer.q_norm = optionally(attention + "q_norm.weight");
     layer.k_norm = optionally(attention + "k_norm.weight");
-    layer.wg = optionally(attention + "wg.weight");
-    layer.wg_1 = optionally(attention + "wg_1.weight");
-    layer.wg_0 = optionally(attention + "wg_0.weight");
+    layer.router.wg = optionally(attention + "wg.weight");
+    layer.router.wg_1 = optionally(attention + "wg_1.weight");
+    layer.router.wg_0 = optionally(attention + "wg_0.weight");
+    layer.router.order = choice_order(config_, i, layer.q.device());
     layer.gate = by_name.at(mlp + "gate_proj.weight");
     layer.up = by_name.at(mlp + "up_proj.weight");
     layer.down = by_name.at(mlp + "down_proj.weight");
@@ -240,12 +241,12 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   // every head's norm is about the same (Qwen3: sqrt(head_dim) but for its weights).
   optional<ops::Routing> routing;
   if (config_.moh && config_.moh->router != "norm") {
-    routing = route_layer(config_, index, x, {}, {layer.wg, layer.wg_1, layer.wg_0});
+    routing = route_layer(config_, index, x, {}, layer.router);
   }
   Tensor query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
                          : split(at::linear(x, layer.q, layer.q_bias), heads);
   if (config_.moh && !routing) {
-    routing = route_layer(config_, index, x, query, {});
+    routing = route_layer(config_, index, x, query, layer.router);
     if (config_.moh->straight_through == "none") routing->gates = routing->gates.detach();
   }
   if (input.leaf_gates && routing) routing->gates = routing->gates.detach().set_requires_grad(true);
@@ -255,6 +256,8 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   if (config_.query_key_norm) {
     query = rms_norm(query, *layer.q_norm, config_);
     key = rms_norm(key, *layer.k_norm, config_);
+    query = query.to(value.scalar_type());  // autocast on CUDA leaves norms in fp32
+    key = key.to(value.scalar_type());
   }
   if (config_.has_rope(index)) {
     query = layers::apply_rope(query, rope);

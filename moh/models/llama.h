@@ -12,13 +12,14 @@
 #include "moh/io/checkpoint.h"
 #include "moh/layers/rope.h"
 #include "moh/models/llama_config.h"
+#include "moh/models/llama_routing.h"
 #include "moh/models/parameter.h"
 #include "moh/ops/routing.h"
 
 namespace moh::models {
 
-// Keys (after RoPE) and values of past tokens, one buffer [B, Hkv, capacity, D] per layer: a head's keys lie together, so
-// that a decode step reads memory in long runs and nothing of heads that no token selected.
+// Keys (after RoPE) and values of past tokens, one buffer [B, Hkv, capacity, D] per layer: a head's keys lie together,
+// so that a decode step reads memory in long runs and nothing of heads that no token selected.
 struct KvCache {
   std::vector<at::Tensor> key, value;
   std::int64_t length = 0, capacity = 0;
@@ -81,7 +82,8 @@ class Llama {
   struct Layer {
     at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
     std::optional<at::Tensor> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
-    std::optional<at::Tensor> q_norm, k_norm, wg, wg_1, wg_0;
+    std::optional<at::Tensor> q_norm, k_norm;
+    RouterWeights router;
   };
   void bind();
   at::Tensor attention(std::int64_t index, const at::Tensor& x, const layers::RopeTable& rope,

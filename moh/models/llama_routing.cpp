@@ -11,33 +11,25 @@ namespace moh::models {
 
 using at::Tensor;
 
-namespace {
-
-// The choices of a layer in the router's order, and where each stands in it.
-struct ChoiceOrder {
-  Tensor order, place;
-};
-
-ChoiceOrder choice_order(const std::vector<std::int64_t>& heads, std::int64_t group, const at::Device device) {
-  const auto count = static_cast<std::int64_t>(heads.size()) / group;
+std::optional<ChoiceOrder> choice_order(const LlamaConfig& config, std::int64_t layer, at::Device device) {
+  if (!config.moh || config.moh->head_order.empty()) return std::nullopt;
+  const std::vector<std::int64_t>& heads = config.moh->head_order[layer];
+  const std::int64_t group = config.heads_per_choice(), count = static_cast<std::int64_t>(heads.size()) / group;
   std::vector<std::int64_t> order(count), place(count);
   for (std::int64_t i = 0; i < count; ++i) {
     order[i] = heads[i * group] / group;
     place[order[i]] = i;
   }
   const at::TensorOptions options(at::kLong);
-  return {at::tensor(order, options).to(device), at::tensor(place, options).to(device)};
+  return ChoiceOrder{at::tensor(order, options).to(device), at::tensor(place, options).to(device)};
 }
-
-}  // namespace
 
 ops::Routing route_layer(const LlamaConfig& config, std::int64_t layer, const Tensor& input, const Tensor& query,
                          const RouterWeights& weights) {
   const MohConfig& moh = *config.moh;
   const std::int64_t group = config.heads_per_choice(), choices = config.num_attention_heads / group;
   const std::int64_t shared = moh.shared_heads[layer] / group, top_k = moh.top_k[layer] / group;
-  std::optional<ChoiceOrder> order;
-  if (!moh.head_order.empty()) order = choice_order(moh.head_order[layer], group, input.device());
+  const auto order = weights.order ? weights.order : choice_order(config, layer, input.device());
 
   ops::Routing routing;
   if (moh.router == "norm") {

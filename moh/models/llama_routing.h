@@ -10,8 +10,16 @@
 
 namespace moh::models {
 
-struct RouterWeights {  // of a two-stage router, see ops::route_two_stage
-  std::optional<at::Tensor> wg, wg_1, wg_0;
+// The choices of a layer in the router's order, and where each stands in it.
+struct ChoiceOrder {
+  at::Tensor order, place;
+};
+// Nothing for a layer whose router goes by number (no head_order in config.json).
+std::optional<ChoiceOrder> choice_order(const LlamaConfig& config, std::int64_t layer, at::Device device);
+
+struct RouterWeights {
+  std::optional<at::Tensor> wg, wg_1, wg_0;  // of a two-stage router, see ops::route_two_stage
+  std::optional<ChoiceOrder> order = {};     // of the layer, on the input's device; absent: made for the call
 };
 
 // input [B, T, C] of the attention; query [B, T, H, D] before RoPE, which a two-stage router does not need. The gates

@@ -80,18 +80,15 @@ Tensor windows(const Tensor& rows, const AggregatedInputs& in) {
 // [N, W]: true where a window's place lies outside the map.
 Tensor outside(const AggregatedInputs& in) {
   const std::int64_t half = in.window / 2;
-  const Tensor inside = at::ones({1, 1, in.height, in.width}, at::TensorOptions(at::kFloat));
-  return at::im2col(inside, {in.window, in.window}, {1, 1}, {half, half}, {1, 1})
-      .squeeze(0)
-      .t()
-      .eq(0)
-      .to(in.query.device());
+  const Tensor inside = at::ones({1, 1, in.height, in.width}, in.query.options().dtype(at::kFloat));
+  return at::im2col(inside, {in.window, in.window}, {1, 1}, {half, half}, {1, 1}).squeeze(0).t().eq(0);
 }
 
 }  // namespace
 
 Tensor aggregated_attention_composite(const AggregatedInputs& in) {
   check_inputs(in);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
   const auto type = in.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::int64_t places = in.window * in.window;
   const Tensor query = normalized(in.query.to(type).transpose(1, 2));  // [B, H, N, D]
@@ -162,10 +159,11 @@ struct KernelCall {
   const kernels::Backend* backend = nullptr;
 
   KernelCall(const AggregatedInputs& in, bool backward) {
-    if (!in.query.is_cpu()) return;
+    if (!in.query.is_cpu() && !in.query.is_cuda()) return;
     std::string reason;
-    backend =
-        kernels::choose_backend({kernel_dtype(in.query.scalar_type()), true, in.query.size(3), backward}, &reason);
+    backend = kernels::choose_backend({kernel_dtype(in.query.scalar_type()), in.query.is_cpu(), in.query.size(3),
+                                       backward, kernels::Kernel::kAggregated},
+                                      &reason);
     if (backend == nullptr) {
       // Nothing falls back in silence; fp64 is meant to take this way.
       if (in.query.scalar_type() != at::kDouble) {

@@ -44,9 +44,10 @@ struct KernelCall {
 
   KernelCall(const Tensor& x, const Tensor& w, const Tensor& b, std::int64_t height, std::int64_t width,
              bool backward) {
-    if (!x.is_cpu()) return;
+    if (!x.is_cpu() && !x.is_cuda()) return;
     std::string reason;
-    backend = kernels::choose_backend({kernel_dtype(x.scalar_type()), true, 1, backward}, &reason);
+    backend = kernels::choose_backend(
+        {kernel_dtype(x.scalar_type()), x.is_cpu(), 1, backward, kernels::Kernel::kGatedConvolution}, &reason);
     if (backend == nullptr) {
       if (x.scalar_type() != at::kDouble) {  // nothing falls back in silence; fp64 is meant to take this way
         TORCH_WARN_ONCE("moh::gated_convolution runs its composite form: ", reason);

@@ -1,6 +1,8 @@
 #include "moh/ops/head_attention.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -9,6 +11,7 @@
 
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
+#include "moh/ops/device/stream.h"
 #include "moh/ops/kernel_tensor.h"
 #include "moh/ops/parallel.h"
 
@@ -103,6 +106,7 @@ Tensor probabilities_of(const Tensor& scores, const Tensor& lse) {
 std::tuple<Tensor, Tensor> composite_forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                              const Tensor& gates, const optional<Tensor>& bias, bool causal,
                                              double scale) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
   const Tensor scores = masked_scores(query, key, bias, causal, scale);
   const Tensor skipped = gates.eq(0);
   Tensor lse = scores.size(3) == 0 ? at::full(scores.sizes().slice(0, 3), -kInfinity, scores.options())
@@ -118,6 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward(const Tens
                                                                       const Tensor& gates, const optional<Tensor>& bias,
                                                                       const Tensor& out, const Tensor& lse, bool causal,
                                                                       double scale) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
   const auto type = compute_type(query);
   const std::int64_t kv_heads = key.size(2);
   const Tensor weights = gates.to(type).unsqueeze(-1);
@@ -157,6 +162,7 @@ kernels::HeadAttentionParams make_params(const Tensor& query, const Tensor& key,
   params.scale = static_cast<float>(scale);
   params.dtype = kernel_dtype(query.scalar_type());
   params.on_cpu = query.is_cpu();
+  params.stream = current_stream(query);
   fill(params.query, query);
   fill(params.key, key);
   fill(params.value, value);
@@ -167,7 +173,7 @@ kernels::HeadAttentionParams make_params(const Tensor& query, const Tensor& key,
 }
 
 kernels::CallTraits traits_of(const kernels::HeadAttentionParams& params, bool backward) {
-  return {params.dtype, params.on_cpu, params.head_dim, backward};
+  return {params.dtype, params.on_cpu, params.head_dim, backward, kernels::Kernel::kAttention};
 }
 
 // The kernels read a bias of the dtype of query, already expanded to four dimensions (stride 0 where it broadcasts).
@@ -175,6 +181,10 @@ optional<Tensor> as_kernel_bias(const optional<Tensor>& bias, const Tensor& quer
   if (!bias) return std::nullopt;
   return expand_bias(bias->detach().to(query.scalar_type()), query, key);
 }
+
+// Whether the table of backends could have a row for tensors that live there; elsewhere there may be no pointers at
+// all.
+bool has_kernels(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_cuda(); }
 
 // Nothing falls back in silence; fp64 is meant to take this way.
 void tell_composite(const Tensor& query, const std::string& reason) {
@@ -187,7 +197,7 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
                                                   optional<double> scale_option) {
   check_inputs(query, key, value, gates, bias);
   const double scale = scale_or_default(scale_option, query);
-  if (query.is_cpu()) {
+  if (has_kernels(query)) {
     const Tensor kernel_gates = kernel_gates_of(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
@@ -197,6 +207,7 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
       const Tensor lse = at::empty({query.size(0), query.size(2), query.size(1)}, query.options().dtype(at::kFloat));
       fill(params.out, out);
       params.lse = lse.mutable_data_ptr<float>();
+      const c10::DeviceGuard device(query.device());
       backend->attention_forward(params);
       return {out, lse};
     }
@@ -213,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
   check_inputs(query, key, value, gates, bias);
   const double scale = scale_or_default(scale_option, query);
   const auto empty_bias_gradient = [&] { return at::empty({0}, lse.options()); };
-  if (query.is_cpu()) {
+  if (has_kernels(query)) {
     const Tensor kernel_gates = kernel_gates_of(gates);
     const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
     auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
@@ -236,6 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
       params.lse = lse_rows.mutable_data_ptr<float>();
       params.grad_gates = grad_gates.mutable_data_ptr<float>();
       if (bias_gradient) params.grad_bias = grad_bias.mutable_data_ptr<float>();
+      const c10::DeviceGuard device(query.device());
       backend->attention_backward(params);
       return {grad_query, grad_key, grad_value, grad_gates, grad_bias};
     }
@@ -337,6 +349,7 @@ at::Tensor head_attention(const Tensor& query, const Tensor& key, const Tensor& 
 at::Tensor head_attention_composite(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
                                     const optional<Tensor>& bias, bool causal, optional<double> scale_option) {
   check_inputs(query, key, value, gates, bias);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
   Tensor scores = masked_scores(query, key, bias, causal, scale_or_default(scale_option, query));
   const Tensor hidden = scores.eq(-kInfinity);
   const Tensor no_key = hidden.all(-1, /*keepdim=*/true);

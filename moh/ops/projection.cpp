@@ -69,16 +69,22 @@ struct Choice {
 
 Choice choose(Projection projection, const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
   Choice choice;
-  if (!a.is_cpu()) return choice;
+  if (!a.is_cpu()) {  // counting the gates would stop a GPU, and no backend has a kernel for it
+    if (a.is_cuda()) {
+      TORCH_WARN_ONCE("moh's projections are LibTorch's dense products on a GPU: no kernel skips heads there");
+    }
+    return choice;
+  }
   const float* gates = kernel_gates.const_data_ptr<float>();
   std::int64_t active = 0;
   for (std::int64_t i = 0; i < kernel_gates.numel(); ++i) active += gates[i] != 0;
   choice.all_selected = active == kernel_gates.numel();
-  const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false};
+  const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false,
+                                    kernels::Kernel::kProjection};
   const auto* backend = kernels::choose_backend(call, nullptr);
   const double share = kernel_gates.numel() == 0 ? 0 : static_cast<double>(active) / kernel_gates.numel();
-  if (backend != nullptr && (!backend->automatic || skipping_pays(projection, backend->name, sizes.rows, sizes.head_dim,
-                                                                  share, a.scalar_type()))) {
+  if (backend != nullptr && (!backend->automatic() || skipping_pays(projection, backend->name, sizes.rows,
+                                                                    sizes.head_dim, share, a.scalar_type()))) {
     choice.backend = backend;
   }
   return choice;
@@ -302,9 +308,10 @@ bool skips_heads(const Tensor& x, std::int64_t head_dim, double share) {
   if (!x.is_cpu() || x.size(-1) == 0) return false;
   const auto type =
       at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU) : x.scalar_type();
-  const auto* backend = kernels::choose_backend({kernel_dtype(type), true, head_dim, false}, nullptr);
-  return backend != nullptr && (!backend->automatic || skipping_pays(Projection::kValues, backend->name,
-                                                                     x.numel() / x.size(-1), head_dim, share, type));
+  const auto* backend =
+      kernels::choose_backend({kernel_dtype(type), true, head_dim, false, kernels::Kernel::kProjection}, nullptr);
+  return backend != nullptr && (!backend->automatic() || skipping_pays(Projection::kValues, backend->name,
+                                                                       x.numel() / x.size(-1), head_dim, share, type));
 }
 
 TORCH_LIBRARY_FRAGMENT(moh, m) {

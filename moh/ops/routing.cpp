@@ -244,6 +244,16 @@ Routing route_query_norm(const Tensor& query, std::int64_t shared_heads, std::in
   return {at::cat({shared, routed}, -1), indices, probabilities};
 }
 
+double active_share(const std::vector<Tensor>& gates) {
+  std::vector<Tensor> counts;
+  double all = 0;
+  for (const Tensor& each : gates) {
+    counts.push_back(each.detach().count_nonzero());
+    all += static_cast<double>(each.numel());
+  }
+  return all == 0 ? 1.0 : static_cast<double>(at::stack(counts).sum().item<std::int64_t>()) / all;
+}
+
 Tensor load_balance_loss(const Tensor& probabilities, const Tensor& indices, const std::string& form) {
   const bool authors = is_authors_form(form, "load_balance_loss");
   const std::int64_t num_routed = probabilities.size(-1);

@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace moh::ops {
 
@@ -37,6 +38,10 @@ Routing route_two_stage(const at::Tensor& x, const std::optional<at::Tensor>& wg
 // pair of scores, whose gradient is zero. The selection is the same.
 Routing route_query_norm(const at::Tensor& query, std::int64_t shared_heads, std::int64_t top_k,
                          const std::string& scale = "deviation");
+
+// Share of gates that are not zero over all of them, 1 for none. One number comes from the device, whatever their
+// count.
+double active_share(const std::vector<at::Tensor>& gates);
 
 // sum_i P_i f_i over the routed heads, P_i = mean probability, f_i = share of tokens that selected head i (no
 // gradient). form "paper": as is (section 3.3); form "authors": times E. A scalar.

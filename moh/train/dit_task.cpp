@@ -29,12 +29,9 @@ void check_source(const data::PictureSource& source, const models::DitConfig& co
 
 double active_share(const models::DitOutput& output, const models::DitConfig& config) {
   if (!config.moh) return 1.0;
-  double active = 0, all = 0;
-  for (const auto& routing : output.routing) {
-    active += static_cast<double>(routing.gates.detach().count_nonzero().item<std::int64_t>());
-    all += static_cast<double>(routing.gates.numel());
-  }
-  return active / all;
+  std::vector<Tensor> gates;
+  for (const auto& routing : output.routing) gates.push_back(routing.gates);
+  return ops::active_share(gates);
 }
 
 }  // namespace
@@ -74,7 +71,7 @@ DitTask::Batch DitTask::batch(const data::PictureSource& source, const std::vect
   }
   const at::Device device = model_.device();
   const at::TensorOptions integers(at::kLong);
-  return {at::stack(pictures).to(device), at::stack(noise).to(device), at::tensor(steps, integers).to(device),
+  return {at::stack(pictures).to(device), at::stack(noise).to(device), at::tensor(steps, integers),
           at::tensor(labels, integers).to(device)};
 }
 
@@ -83,7 +80,7 @@ BatchLoss DitTask::loss_of(const Batch& batch) const {
   models::DitOutput output;
   {
     const ops::Autocast autocast(options_.autocast, model_.device().type());
-    output = model_.forward(x_t, batch.t, batch.labels);
+    output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels);
   }
   const auto terms = diffusion::training_loss(schedule_, output.y, batch.x_start, x_t, batch.t, batch.noise);
   BatchLoss loss;

@@ -130,7 +130,7 @@ TEST(BenchTable, EveryColumnOfEverySubjectIsKnown) {
 }
 
 TEST(BenchTable, ReportHoldsCommandMachineAndLimits) {
-  const Json machine = machine_description();
+  const Json machine = json_of(machine_description());
   const std::string text = markdown_report("moh bench attention --tokens 256", machine, {"tokens", "ratio"},
                                            {row_of(256, 1.0, 0.9)}, /*with_title=*/true);
   for (const std::string& part : {std::string("# moh bench attention, "), machine["cpu"].get<std::string>(),

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moh/kernels/backend.h"
+#include "tests/kernels/memory/shared_memory.h"
 
 class BackendTest : public testing::TestWithParam<std::string> {
  protected:
@@ -17,6 +18,14 @@ class BackendTest : public testing::TestWithParam<std::string> {
     }
     ASSERT_NE(backend_, nullptr);
     if (!backend_->unavailable_reason().empty()) GTEST_SKIP() << backend_->unavailable_reason();
+  }
+  void forward(const moh::kernels::HeadAttentionParams& params) const {
+    backend_->attention_forward(params);
+    wait_for_device();
+  }
+  void backward(const moh::kernels::HeadAttentionParams& params) const {
+    backend_->attention_backward(params);
+    wait_for_device();
   }
   const moh::kernels::Backend* backend_ = nullptr;
 };

@@ -81,7 +81,7 @@ struct Case {
 
 TEST(GatedConvolution, EveryBackendAgreesWithTheReference) {
   for (const Backend& backend : backends()) {
-    if (!backend.automatic || !backend.unavailable_reason().empty()) continue;
+    if (!backend.automatic() || !backend.unavailable_reason().empty()) continue;
     unsigned seed = 1;
     for (const Shape& shape : kShapes) {
       for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
@@ -109,7 +109,7 @@ TEST(GatedConvolution, EveryBackendAgreesWithTheReference) {
 TEST(GatedConvolution, TailsOfGelu) {
   const float kInfinity = std::numeric_limits<float>::infinity();
   for (const Backend& backend : backends()) {
-    if (!backend.automatic || !backend.unavailable_reason().empty()) continue;
+    if (!backend.automatic() || !backend.unavailable_reason().empty()) continue;
     for (float x = -40; x <= 40; x += 0.37F) {
       const float input[2] = {x, 1}, weight[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, bias = 0;
       float out = 77;

@@ -21,6 +21,8 @@
 namespace {
 
 using namespace moh::kernels;
+using Bytes = SharedVector<std::uint8_t>;
+using Floats = SharedVector<float>;
 
 enum class Gates { kNone, kOneHead, kSome, kAll };
 // How [B, T, H, D] lies in memory: rows side by side; three unused elements after each; [B, H, T, D]; every other
@@ -42,8 +44,8 @@ const Shape kShapes[] = {{1, 1, 1, 1, 1, 1},      {2, 1, 300, 8, 2, 64},   {1, 1
 // All arrays of one case.
 struct Case {
   HeadAttentionParams p;
-  std::vector<std::uint8_t> query, key, value, bias, out, grad_out, grad_query, grad_key, grad_value;
-  std::vector<float> gates, lse, grad_gates, grad_bias;
+  Bytes query, key, value, bias, out, grad_out, grad_query, grad_key, grad_value;
+  Floats gates, lse, grad_gates, grad_bias;
 
   static void put(std::uint8_t* to, DType dtype, double value) {
     if (dtype == DType::kFloat32) {
@@ -87,8 +89,8 @@ struct Case {
   }
 
   template <class Tensor>
-  void place(Tensor& tensor, std::vector<std::uint8_t>& data, std::int64_t a, std::int64_t b, std::int64_t c,
-             std::int64_t d, Layout layout, std::mt19937& random) {
+  void place(Tensor& tensor, Bytes& data, std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d, Layout layout,
+             std::mt19937& random) {
     tensor.stride[3] = layout == Layout::kEveryOther ? 2 : 1;
     const std::int64_t row = d * tensor.stride[3] + (layout == Layout::kGaps ? 3 : 0);
     tensor.stride[2] = layout == Layout::kTransposed ? b * row : row;
@@ -158,7 +160,7 @@ struct Case {
   }
 
   // Every element of an array, those between rows too: nobody may write there.
-  std::vector<double> values(const std::vector<std::uint8_t>& data) const {
+  std::vector<double> values(const Bytes& data) const {
     std::vector<double> result;
     for (std::size_t at = 0; at < data.size(); at += size_of(p.dtype)) result.push_back(get(&data[at], p.dtype));
     return result;
@@ -182,7 +184,7 @@ void expect_close(const char* what, const std::vector<double>& got, const std::v
                               << expected[worst_at] << "; errors are relative to " << scale;
 }
 
-std::vector<double> widen(const std::vector<float>& values) { return {values.begin(), values.end()}; }
+std::vector<double> widen(const Floats& values) { return {values.begin(), values.end()}; }
 
 class OnBackend : public BackendTest {};
 
@@ -211,11 +213,11 @@ TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
           Case got(shape, dtype, kind, causal, bias, layout, seed);
           got.p.parallel = threads(num_threads);
           reference::head_attention_forward(expected.p);
-          backend_->attention_forward(got.p);
+          forward(got.p);
           expect_close("out", got.values(got.out), expected.values(expected.out), tolerance);
           expect_close("lse", widen(got.lse), widen(expected.lse), 1e-5);
           reference::head_attention_backward(expected.p);
-          backend_->attention_backward(got.p);
+          backward(got.p);
           expect_close("grad_query", got.values(got.grad_query), expected.values(expected.grad_query), 4 * tolerance);
           expect_close("grad_key", got.values(got.grad_key), expected.values(expected.grad_key), 4 * tolerance);
           expect_close("grad_value", got.values(got.grad_value), expected.values(expected.grad_value), 4 * tolerance);
@@ -232,13 +234,13 @@ TEST_P(OnBackend, ForwardAndBackwardEqualTheReference) {
 // threads, never on the run.
 TEST_P(OnBackend, ResultsRepeatToTheBitWhateverThreadComesFirst) {
   for (const Shape& shape : {Shape{2, 150, 300, 4, 2, 32}, Shape{1, 2, 1500, 4, 2, 32}}) {
-    std::vector<std::uint8_t> out, gradients;
+    Bytes out, gradients;
     for (int run = 0; run < 6; ++run) {
       Case c(shape, DType::kFloat32, Gates::kSome, true, Bias::kNone, Layout::kDense, 3);
       c.p.parallel = threads(run < 3 ? 7 : run - 2);
-      backend_->attention_forward(c.p);
-      backend_->attention_backward(c.p);
-      std::vector<std::uint8_t> all;
+      forward(c.p);
+      backward(c.p);
+      Bytes all;
       for (const auto* part : {&c.grad_query, &c.grad_key, &c.grad_value})
         all.insert(all.end(), part->begin(), part->end());
       if (run == 0) {
@@ -258,7 +260,7 @@ TEST_P(OnBackend, NanReachesTheOutput) {
     Case c({1, tokens, 20, 2, 2, 16}, DType::kFloat32, Gates::kAll, true, Bias::kNone, Layout::kDense, 1);
     const float nan = std::nanf("");
     std::memcpy(&c.query[0], &nan, 4);
-    backend_->attention_forward(c.p);
+    forward(c.p);
     EXPECT_TRUE(std::isnan(c.values(c.out)[0]));
   }
 }
@@ -269,8 +271,8 @@ TEST_P(OnBackend, SkippedHeadsAreNotRead) {
     Case c({1, tokens, 60, 4, 4, 16}, DType::kFloat32, Gates::kOneHead, true, Bias::kNone, Layout::kTransposed, 1);
     const std::size_t unused = c.key.size() / 4 * 3;  // [B, H, S, D]: all heads but the last
     for (auto* data : {&c.key, &c.value}) std::fill(data->begin(), data->begin() + unused, 0xff);  // NaN
-    backend_->attention_forward(c.p);
-    backend_->attention_backward(c.p);
+    forward(c.p);
+    backward(c.p);
     for (const auto* data : {&c.out, &c.grad_query, &c.grad_key, &c.grad_value}) {
       const auto values = c.values(*data);
       EXPECT_TRUE(std::all_of(values.begin(), values.end() - values.size() / 4, [](double v) { return v == 0; }));
@@ -302,7 +304,7 @@ TEST(Reference, GradientsAreTheDifferencesOfTheForward) {
       const auto out = c.values(c.out);
       return std::inner_product(out.begin(), out.end(), grad.begin(), 0.0);
     };
-    const auto difference = [&](std::vector<std::uint8_t>& input, std::size_t element) {
+    const auto difference = [&](Bytes& input, std::size_t element) {
       const double old = Case::get(&input[element * 8], DType::kFloat64);
       Case::put(&input[element * 8], DType::kFloat64, old + 1e-5);
       const double above = loss();
@@ -312,7 +314,7 @@ TEST(Reference, GradientsAreTheDifferencesOfTheForward) {
       return (above - below) / 2e-5;
     };
     const struct {
-      std::vector<std::uint8_t>*input, *gradient;
+      Bytes *input, *gradient;
     } pairs[] = {{&c.query, &c.grad_query}, {&c.key, &c.grad_key}, {&c.value, &c.grad_value}};
     for (const auto& [input, gradient] : pairs) {
       const auto expected = c.values(*gradient);
@@ -350,7 +352,7 @@ TEST(Table, ChoosesByNameOrByReason) {
   force_backend("reference");
   EXPECT_STREQ(choose_backend({.backward = true}, nullptr)->name, "reference");
   force_backend("");
-  EXPECT_TRUE(choose_backend({.backward = true}, nullptr)->automatic);
+  EXPECT_TRUE(choose_backend({.backward = true}, nullptr)->automatic());
   try {
     force_backend("neon9");
     FAIL() << "an unknown name was taken";
@@ -359,6 +361,15 @@ TEST(Table, ChoosesByNameOrByReason) {
       EXPECT_NE(std::string(error.what()).find(known), std::string::npos) << error.what();
     }
   }
+  // Tensors on a GPU: nothing runs by itself, and a row without the kernel says so.
+  call.on_cpu = false;
+  EXPECT_EQ(choose_backend(call, &reason), nullptr);
+  EXPECT_FALSE(reason.empty());
+  EXPECT_THROW(choose_backend(call, nullptr, "portable"), moh::Error);
+  call.kernel = Kernel::kAggregated;
+  EXPECT_THROW(choose_backend(call, nullptr, "cuda"), moh::Error);
+  call = CallTraits();
+  EXPECT_THROW(choose_backend(call, nullptr, "cuda"), moh::Error);  // CPU memory
   setenv("MOH_BACKEND", "portable", 1);
   EXPECT_STREQ(choose_backend(call, nullptr)->name, "portable");
   EXPECT_STREQ(choose_backend(call, nullptr, "reference")->name, "reference");

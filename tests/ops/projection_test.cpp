@@ -8,6 +8,7 @@
 #include "moh/base/error.h"
 #include "moh/ops/autocast.h"
 #include "moh/ops/projection_cost.h"
+#include "tests/ops/test_device.h"
 
 namespace {
 
@@ -15,7 +16,7 @@ using at::Tensor;
 using std::optional;
 
 Tensor random_tensor(at::IntArrayRef sizes, at::ScalarType type = at::kFloat) {
-  return at::randn(sizes, at::TensorOptions(at::kDouble)).to(type);
+  return at::randn(sizes, on_device(at::kDouble)).to(type);
 }
 
 // Every projection computed with whole matrices and a mask.
@@ -50,7 +51,7 @@ void compare(Function got, Function expected, const Tensor& input, const Tensor&
     if (bias) leaves.push_back(bias->detach().to(type));
     for (Tensor& leaf : leaves) leaf.set_requires_grad(true);
     const Tensor out = f(leaves[0], leaves[1], bias ? optional<Tensor>(leaves[2]) : std::nullopt, gates);
-    const Tensor target = at::sin(at::arange(out.numel(), at::TensorOptions(at::kDouble))).reshape(out.sizes());
+    const Tensor target = at::sin(at::arange(out.numel(), on_device(at::kDouble))).reshape(out.sizes());
     out.backward(target.to(input.scalar_type()).to(out.scalar_type()));  // rounded alike for both
     std::vector<Tensor> results = {out.detach()};
     for (const Tensor& leaf : leaves) results.push_back(leaf.grad());
@@ -76,7 +77,8 @@ TEST_P(Projection, ValuesAndGradientsEqualMaskedLinearLayers) {
       for (const bool has_bias : {false, true}) {
         SCOPED_TRACE(testing::Message() << type << " tokens " << tokens << " bias " << has_bias);
         const std::int64_t heads = 6, dim = 24, width = 80;
-        const Tensor gates = at::randn({2, tokens, heads}) * at::rand({2, tokens, heads}).gt(0.4).to(at::kFloat);
+        const Tensor gates = at::randn({2, tokens, heads}, on_device()) *
+                             at::rand({2, tokens, heads}, on_device()).gt(0.4).to(at::kFloat);
         const auto bias = [&](std::int64_t size) -> optional<Tensor> {
           return has_bias ? optional<Tensor>(random_tensor({size}, type)) : std::nullopt;
         };
@@ -90,7 +92,7 @@ TEST_P(Projection, ValuesAndGradientsEqualMaskedLinearLayers) {
 }
 
 TEST_P(Projection, TakesAnyStrides) {
-  const Tensor gates = at::rand({5, 7, 3}).gt(0.5).to(at::kFloat);
+  const Tensor gates = at::rand({5, 7, 3}, on_device()).gt(0.5).to(at::kFloat);
   const Tensor x = random_tensor({7, 5, 40}).transpose(0, 1), weight = random_tensor({40, 24}).t();
   EXPECT_TRUE(at::allclose(moh::ops::project_heads(x, weight, std::nullopt, gates),
                            masked_projection(x, weight, std::nullopt, gates), 1e-4, 1e-5));
@@ -100,9 +102,9 @@ TEST_P(Projection, TakesAnyStrides) {
 }
 
 TEST_P(Projection, FollowsAutocast) {
-  const Tensor gates = at::rand({2, 70, 4}).gt(0.5).to(at::kFloat);
+  const Tensor gates = at::rand({2, 70, 4}, on_device()).gt(0.5).to(at::kFloat);
   const Tensor x = random_tensor({2, 70, 32}), weight = random_tensor({64, 32}), out = random_tensor({32, 64});
-  const moh::ops::Autocast autocast(at::kBFloat16);
+  const moh::ops::Autocast autocast(at::kBFloat16, test_device().type());
   const Tensor heads = moh::ops::project_heads(x, weight, std::nullopt, gates);
   EXPECT_EQ(heads.scalar_type(), at::kBFloat16);
   EXPECT_EQ(moh::ops::combine_heads(heads, out, std::nullopt, gates).scalar_type(), at::kBFloat16);

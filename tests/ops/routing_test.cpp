@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "moh/kernels/reference/routing.h"
+#include "tests/ops/test_device.h"
 
 namespace {
 
@@ -17,7 +18,7 @@ using namespace moh::ops;
 namespace reference = moh::kernels::reference;
 
 std::vector<double> numbers(const Tensor& row) {
-  const Tensor flat = row.to(at::kDouble).contiguous();
+  const Tensor flat = row.to(at::kCPU, at::kDouble).contiguous();
   return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
 }
 
@@ -35,7 +36,7 @@ TEST(RouteTwoStage, MatchesTheFormulaInEveryCase) {
   for (const auto& c : cases) {
     for (const bool authors : {false, true}) {
       const int routed = c.heads - c.shared, width = 12;
-      const auto options = at::TensorOptions(at::kDouble);
+      const auto options = on_device(at::kDouble);
       const Tensor x = at::randn({2, 5, width}, options), wg = at::randn({routed, width}, options),
                    wg_1 = at::randn({c.shared, width}, options), wg_0 = at::randn({2, width}, options);
       const auto routing =
@@ -87,34 +88,36 @@ TEST(RouteTwoStage, TheSameWithAndWithoutGradients) {
 }
 
 TEST(RouteTwoStage, UniformScoresGiveGatesOfOneInTheAuthorsForm) {
-  const Tensor zero = at::zeros({8, 4}), x = at::randn({1, 3, 4});
+  const Tensor zero = at::zeros({8, 4}, on_device()), x = at::randn({1, 3, 4}, on_device());
   const auto routing =
       route_two_stage(x, zero.narrow(0, 0, 5), zero.narrow(0, 0, 3), zero.narrow(0, 0, 2), 8, 3, 2, "authors");
-  EXPECT_TRUE(at::allclose(routing.gates.sum(-1), at::full({1, 3}, 5.0)));
-  EXPECT_TRUE(at::equal(routing.indices, at::tensor({0, 1}, at::kLong).expand({1, 3, 2})));  // ties: lower index
+  EXPECT_TRUE(at::allclose(routing.gates.sum(-1), at::full({1, 3}, 5.0, on_device())));
+  EXPECT_TRUE(
+      at::equal(routing.indices, at::tensor({0, 1}, on_device(at::kLong)).expand({1, 3, 2})));  // ties: lower index
 }
 
 TEST(RouteTwoStage, OneRoutedHeadGetsNoTaskGradientInTheAuthorsForm) {
-  const Tensor x = at::randn({2, 6, 4});
-  const auto weight = [](int rows) { return at::randn({rows, 4}).set_requires_grad(true); };
+  const Tensor x = at::randn({2, 6, 4}, on_device());
+  const auto weight = [](int rows) { return at::randn({rows, 4}, on_device()).set_requires_grad(true); };
   const Tensor wg = weight(5), wg_1 = weight(3), wg_0 = weight(2);
   const auto routing = route_two_stage(x, wg, wg_1, wg_0, 8, 3, 1, "authors");
-  (routing.gates * at::randn({2, 6, 8})).sum().backward();
+  (routing.gates * at::randn({2, 6, 8}, on_device())).sum().backward();
   EXPECT_LE(wg.grad().abs().max().item<double>(), 1e-6);
   EXPECT_GT(wg_0.grad().abs().max().item<double>(), 1e-3);
 }
 
 TEST(RouteTwoStage, SaysWhatIsWrong) {
-  const Tensor x = at::randn({1, 2, 4});
-  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 3, 2, "paper"), std::exception);                 // wg missing
-  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 6, "paper"), std::exception);  // top_k > E
-  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}), {}, {}, 8, 3, 2, "official"), std::exception);
+  const Tensor x = at::randn({1, 2, 4}, on_device());
+  EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 3, 2, "paper"), std::exception);  // wg missing
+  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}, on_device()), {}, {}, 8, 3, 6, "paper"),
+               std::exception);  // top_k > E
+  EXPECT_THROW(route_two_stage(x, at::randn({5, 4}, on_device()), {}, {}, 8, 3, 2, "official"), std::exception);
   EXPECT_THROW(route_two_stage(x, {}, {}, {}, 8, 0, 0, "paper"), std::exception);  // nothing active
 }
 
 TEST(RouteQueryNorm, MatchesTheFormula) {
   at::manual_seed(6);
-  const Tensor query = at::randn({2, 3, 8, 5}, at::kDouble);
+  const Tensor query = at::randn({2, 3, 8, 5}, on_device(at::kDouble));
   const auto routing = route_query_norm(query, 3, 2);
   std::vector<reference::TokenRouting> tokens;
   for (int b = 0; b < 2; ++b) {
@@ -145,9 +148,9 @@ TEST(RouteQueryNorm, MatchesTheFormula) {
 
 TEST(RouteQueryNorm, EqualNormsAreUniformAndFinite) {
   for (const int heads : {2, 5}) {
-    Tensor query = at::zeros({1, 2, heads, 4}).set_requires_grad(true);
+    Tensor query = at::zeros({1, 2, heads, 4}, on_device()).set_requires_grad(true);
     const auto routing = route_query_norm(query, 1, 1);
-    EXPECT_TRUE(at::allclose(routing.probabilities, at::full({1, 2, heads - 1}, 1.0 / (heads - 1))));
+    EXPECT_TRUE(at::allclose(routing.probabilities, at::full({1, 2, heads - 1}, 1.0 / (heads - 1), on_device())));
     EXPECT_TRUE(routing.indices.eq(0).all().item<bool>());
     if (heads == 2) continue;  // one routed head has no score that could change
     routing.gates.sum().backward();
@@ -156,15 +159,15 @@ TEST(RouteQueryNorm, EqualNormsAreUniformAndFinite) {
 }
 
 TEST(RouteQueryNorm, ScoresInFp32WhateverTheInput) {
-  const Tensor query = at::randn({1, 64, 8, 16}).to(at::kBFloat16);
+  const Tensor query = at::randn({1, 64, 8, 16}, on_device()).to(at::kBFloat16);
   const auto half = route_query_norm(query, 4, 2), full = route_query_norm(query.to(at::kFloat), 4, 2);
   EXPECT_EQ(half.probabilities.scalar_type(), at::kFloat);
   EXPECT_TRUE(at::equal(half.indices, full.indices));
 }
 
 TEST(RouteQueryNorm, GradientGoesStraightThrough) {
-  const Tensor query = at::randn({1, 4, 6, 8}, at::kDouble).set_requires_grad(true);
-  const Tensor weights = at::randn({1, 4, 6}, at::kDouble);
+  const Tensor query = at::randn({1, 4, 6, 8}, on_device(at::kDouble)).set_requires_grad(true);
+  const Tensor weights = at::randn({1, 4, 6}, on_device(at::kDouble));
   const auto routing = route_query_norm(query, 2, 2);
   (routing.gates * weights).sum().backward();
   const Tensor straight = query.grad().clone();
@@ -175,17 +178,17 @@ TEST(RouteQueryNorm, GradientGoesStraightThrough) {
 
 TEST(SelectTopK, TiesGoToTheLowerIndexAndNanIsLowest) {
   const float nan = std::nanf("");
-  const Tensor scores = at::tensor({1.F, 3.F, 3.F, 0.F, nan, 2.F, 2.F, nan}).reshape({2, 4});
+  const Tensor scores = at::tensor({1.F, 3.F, 3.F, 0.F, nan, 2.F, 2.F, nan}, on_device()).reshape({2, 4});
   for (const auto type : {at::kFloat, at::kDouble}) {
     const Tensor indices = select_top_k(scores.to(type), 3);
-    EXPECT_TRUE(at::equal(indices[1], at::tensor({1, 2, 0}, at::kLong))) << indices;
-    EXPECT_TRUE(at::equal(indices[0], at::tensor({1, 2, 0}, at::kLong)));
+    EXPECT_TRUE(at::equal(indices[1], at::tensor({1, 2, 0}, on_device(at::kLong)))) << indices;
+    EXPECT_TRUE(at::equal(indices[0], at::tensor({1, 2, 0}, on_device(at::kLong))));
   }
   EXPECT_THROW(select_top_k(scores, 5), std::exception);
 }
 
 TEST(LoadBalanceLoss, MatchesTheFormulaInBothScales) {
-  const Tensor probabilities = at::softmax(at::randn({2, 7, 5}, at::kDouble), -1);
+  const Tensor probabilities = at::softmax(at::randn({2, 7, 5}, on_device(at::kDouble)), -1);
   const Tensor indices = select_top_k(probabilities, 2);
   double expected = 0;
   for (int i = 0; i < 5; ++i) {
@@ -195,8 +198,9 @@ TEST(LoadBalanceLoss, MatchesTheFormulaInBothScales) {
   EXPECT_NEAR(load_balance_loss(probabilities, indices, "paper").item<double>(), expected, 1e-12);
   EXPECT_NEAR(load_balance_loss(probabilities, indices, "authors").item<double>(), 5 * expected, 1e-12);
   // Evenly spread: K / E in the paper's scale.
-  const Tensor even = at::full({5, 5}, 0.2, at::kDouble);
-  EXPECT_NEAR(load_balance_loss(even, at::arange(5).unsqueeze(-1), "paper").item<double>(), 0.2, 1e-12);
+  const Tensor even = at::full({5, 5}, 0.2, on_device(at::kDouble));
+  EXPECT_NEAR(load_balance_loss(even, at::arange(5, on_device(at::kLong)).unsqueeze(-1), "paper").item<double>(), 0.2,
+              1e-12);
 }
 
 }  // namespace
