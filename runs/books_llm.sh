@@ -8,12 +8,7 @@
 set -euo pipefail
 train=$1 valid=$2 out=$3 steps=${4:-1000}
 cd "$(dirname "$0")/.."
-mkdir -p "$out"
-if [[ ! -f $out/valid.npy ]]; then
-  build/moh tokenizer train "$out/tokenizer" --file "$train" --vocab-size 4096
-  build/moh tokenizer encode "$out/tokenizer" --file "$train" --out "$out/train.npy"
-  build/moh tokenizer encode "$out/tokenizer" --file "$valid" --out "$out/valid.npy"
-fi
+scripts/encode_text.sh "$train" "$valid" "$out" 4096
 for seed in 1 2 3; do
   run=$out/dense-$seed
   [[ -f $run/model.safetensors ]] && continue

@@ -7,7 +7,7 @@
 # for all shares: tuned with a share drawn for every batch, MODEL its teacher, once for every MODEL or three times if there
 # is one. --windows limits the windows of VALID. Token files (.npy) or text. Prints a table and writes OUT/choices.json,
 # which `moh report OUT/choices.json --out OUT/choices.html` draws. Without --tune a minute or two for a model of 260,032
-# parameters. Expected: docs/results.md.
+# parameters and 16 windows.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -10,12 +10,7 @@
 set -euo pipefail
 train=$1 valid=$2 out=$3 steps=${4:-400}
 cd "$(dirname "$0")/.."
-mkdir -p "$out"
-if [[ ! -f $out/valid.npy ]]; then
-  build/moh tokenizer train "$out/tokenizer" --file "$train" --vocab-size 1024
-  build/moh tokenizer encode "$out/tokenizer" --file "$train" --out "$out/train.npy"
-  build/moh tokenizer encode "$out/tokenizer" --file "$valid" --out "$out/valid.npy"
-fi
+scripts/encode_text.sh "$train" "$valid" "$out" 1024
 for seed in 1 2 3; do
   for share in 1 0.75 0.5; do
     run=$out/$share-seed$seed

@@ -105,32 +105,31 @@ TEST(GatedConvolution, EveryBackendAgreesWithTheReference) {
   }
 }
 
+// One pixel of one channel, gated by 1: GELU alone.
+float gelu_of(const Backend& backend, float x) {
+  const float input[2] = {x, 1}, weight[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, bias = 0;
+  float out = 77;
+  GatedConvolutionParams p{.batch = 1, .height = 1, .width = 1, .channels = 1};
+  p.input = input;
+  p.weight = weight;
+  p.bias = &bias;
+  p.out = &out;
+  backend.gated_convolution_forward(p);
+  return out;
+}
+
 // GELU far from zero: its tails, and values that are not numbers.
 TEST(GatedConvolution, TailsOfGelu) {
   const float kInfinity = std::numeric_limits<float>::infinity();
   for (const Backend& backend : backends()) {
     if (!backend.automatic() || !backend.unavailable_reason().empty()) continue;
     for (float x = -40; x <= 40; x += 0.37F) {
-      const float input[2] = {x, 1}, weight[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, bias = 0;
-      float out = 77;
-      GatedConvolutionParams p{.batch = 1, .height = 1, .width = 1, .channels = 1};
-      p.input = input;
-      p.weight = weight;
-      p.bias = &bias;
-      p.out = &out;
-      backend.gated_convolution_forward(p);
+      const float out = gelu_of(backend, x);
       const double expected = x * 0.5 * std::erfc(-static_cast<double>(x) / std::sqrt(2.0));
       ASSERT_NEAR(out, expected, 1e-30 + 4e-6 * std::abs(expected) * (1 + x * x * 0.05)) << backend.name << " " << x;
     }
     for (const float x : {kInfinity, std::nanf("")}) {
-      const float input[2] = {x, 1}, weight[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, bias = 0;
-      float out = 77;
-      GatedConvolutionParams p{.batch = 1, .height = 1, .width = 1, .channels = 1};
-      p.input = input;
-      p.weight = weight;
-      p.bias = &bias;
-      p.out = &out;
-      backend.gated_convolution_forward(p);
+      const float out = gelu_of(backend, x);
       EXPECT_TRUE(std::isnan(x) ? std::isnan(out) : out == kInfinity) << backend.name << " " << out;
     }
   }
