@@ -18,9 +18,11 @@
 namespace moh::kernels::MOH_ISA {
 namespace {
 
+constexpr int64_t kRowsAtOnce = 64;  // of what is cleared and written as one piece of work
+
 // Gradients in fp32 while they are summed.
 struct Sums {
-  Buffer<float> key, value;            // of normalised keys and of values, [B, N, H, padded dim]
+  Buffer<float> key, value;            // of normalised keys and of values, [B, H, N, padded dim]
   Buffer<float> pool_key, pool_value;  // [parts, B, H, M, padded dim]
   Buffer<float> learned;               // [parts, H, learned_size]
   int64_t learned_size;                // tokens [places, padded dim], token bias, local bias, embedding, temperature
@@ -82,28 +84,22 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
   }
   multiply(count, padded.pooled, p.head_dim, s.grad.data, dim, 1, s.pooled.value_transposed.data, padded.pooled,
            s.grad_pool.data, padded.pooled, false);
+  for (int64_t i = 0; i < count; ++i) {  // da of the window
+    for (int64_t j = 0; j < padded.places; ++j) {
+      const int64_t neighbour = w.neighbour[i * padded.places + j];  // -1 beyond the places too
+      s.grad_local[i * padded.places + j] =
+          neighbour < 0 ? 0.0F : dot(&s.grad[i * dim], &s.keys.value[neighbour * dim], dim);
+    }
+  }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows[i];
     const float gate = p.gates[(b * p.map() + n) * heads + h];
-    const float* const grad = &s.grad[i * dim];
     float *const local = &w.local[i * padded.places], *const learned = &w.learned[i * padded.places];
     float *const grad_local = &s.grad_local[i * padded.places], *const grad_pool = &s.grad_pool[i * padded.pooled];
     float* const pool = &w.pool[i * padded.pooled];
-    float* const du = &s.grad_scaled[i * dim];
     float* const grad_bias = p.grad_pool_bias + (h * p.map() + n) * p.pooled;
-
-    // da, and the two sums over all keys.
-    float delta = 0, learned_sum = 0;
-    for (int64_t j = 0; j < padded.places; ++j) grad_local[j] = 0;
-    for (int64_t j = 0; j < places; ++j) {
-      const int64_t neighbour = w.neighbour[i * places + j];
-      if (neighbour < 0) continue;
-      grad_local[j] = dot(grad, &s.keys.value[neighbour * dim], dim);
-      delta += local[j] * grad_local[j];
-      learned_sum += learned[j] * grad_local[j];
-    }
-    delta += dot(pool, grad_pool, padded.pooled);
-    p.grad_gates[(b * p.map() + n) * heads + h] = delta + learned_sum;
+    const float delta = dot(local, grad_local, padded.places) + dot(pool, grad_pool, padded.pooled);
+    p.grad_gates[(b * p.map() + n) * heads + h] = delta + dot(learned, grad_local, padded.places);
 
     // Pooled keys: ds in place of da, g a in place of a.
     for (int64_t m = 0; m < padded.pooled; m += kWidth) {
@@ -113,20 +109,31 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
     }
     for (int64_t m = 0; m < p.pooled; ++m) grad_bias[m] += grad_pool[m];
 
-    // The window. grad_local becomes g da, which the learned tokens take.
-    for (int64_t d = 0; d < dim; d += kWidth) store(du + d, Vec{});
-    for (int64_t j = 0; j < places; ++j) {
-      const int64_t neighbour = w.neighbour[i * places + j];
-      if (neighbour < 0) continue;
-      const float ds = gate * local[j] * (grad_local[j] - delta);
-      mine.local_bias[j] += ds;
-      add_scaled(du, ds, &s.keys.key[neighbour * dim], dim);
-      const int64_t token = s.keys.first_row * p.width + neighbour;
-      const int64_t place = ((b * p.map() + token) * heads + h) * dim;
-      add_scaled(&sums.key[place], ds, &w.scaled[i * dim], dim);
-      add_scaled(&sums.value[place], gate * (local[j] + learned[j]), grad, dim);
-      grad_local[j] *= gate;
-      mine.token_bias[j] += grad_local[j];
+    // The window: ds in place of a, g (a + t) in place of t, g da in place of da. All 0 outside the map.
+    for (int64_t j = 0; j < padded.places; j += kWidth) {
+      const Vec a = load(local + j), da = load(grad_local + j), ds = a * gate * (da - delta), gated = da * gate;
+      store(&mine.local_bias[j], load(&mine.local_bias[j]) + ds);
+      store(&mine.token_bias[j], load(&mine.token_bias[j]) + gated);
+      store(learned + j, (a + load(learned + j)) * gate);
+      store(local + j, ds);
+      store(grad_local + j, gated);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t d = 0; d < dim; d += kWidth) {
+      const Vec u = load(&w.scaled[i * dim + d]), grad = load(&s.grad[i * dim + d]);
+      Vec du = Vec{};
+      for (int64_t j = 0; j < places; ++j) {
+        const int64_t neighbour = w.neighbour[i * padded.places + j];
+        if (neighbour < 0) continue;
+        const float ds = w.local[i * padded.places + j];
+        const int64_t token = s.keys.first_row * p.width + neighbour;
+        const int64_t place = ((b * heads + h) * p.map() + token) * dim + d;
+        du += load(&s.keys.key[neighbour * dim + d]) * ds;
+        store(&sums.key[place], load(&sums.key[place]) + u * ds);
+        store(&sums.value[place], load(&sums.value[place]) + grad * w.learned[i * padded.places + j]);
+      }
+      store(&s.grad_scaled[i * dim + d], du);
     }
   }
   multiply(count, dim, p.pooled, s.grad_pool.data, padded.pooled, 1, s.pooled.key.data, dim, s.grad_scaled.data, dim,
@@ -178,61 +185,66 @@ void backward_part(const AggregatedAttentionParams& p, const Padded& padded, con
 
 // Zeros where a head was skipped, and where sums begin.
 void clear_gradients(const AggregatedAttentionParams& p, const Padded& padded, const Sums& sums) {
-  constexpr int64_t kRowsAtOnce = 64;
   const int64_t per_batch = (p.map() + kRowsAtOnce - 1) / kRowsAtOnce;
   for_each_item(p.parallel, p.batch * per_batch, [&](int64_t item) {
     const int64_t b = item / per_batch, begin = item % per_batch * kRowsAtOnce;
     const int64_t end = min_of(begin + kRowsAtOnce, p.map());
-    const int64_t row = p.num_heads * padded.dim, first = (b * p.map() + begin) * row;
-    clear(&sums.key[first], (end - begin) * row);
-    clear(&sums.value[first], (end - begin) * row);
+    for (int64_t h = 0; h < p.num_heads; ++h) {
+      const int64_t first = ((b * p.num_heads + h) * p.map() + begin) * padded.dim;
+      clear(&sums.key[first], (end - begin) * padded.dim);
+      clear(&sums.value[first], (end - begin) * padded.dim);
+    }
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
         const int64_t gate = (b * p.map() + n) * p.num_heads + h;
         if (p.gates[gate] != 0) continue;
         p.grad_gates[gate] = 0;
-        char* const grad = row_at(p.grad_query, p.dtype, b, n, h);
-        const int64_t step = p.grad_query.stride[3] * size_of(p.dtype);
-        for (int64_t d = 0; d < p.head_dim; ++d) memset(grad + d * step, 0, size_of(p.dtype));
+        clear_row(row_at(p.grad_query, p.dtype, b, n, h), p.grad_query.stride[3], p.head_dim, p.dtype);
       }
     }
   });
 }
 
-// From gradients of normalised keys to those of keys, in the tensors' type.
-void write_key(const AggregatedAttentionParams& p, const Padded& padded, const Strided<const void*, 4>& key,
-               const Strided<void*, 4>& grad_key, int64_t b, int64_t n, int64_t h, float* grad, float* unit) {
-  read_row(unit, row_at(key, p.dtype, b, n, h), key.stride[3], p.head_dim, padded.dim, p.dtype, 1.0F);
-  const float inverse = normalize(unit, padded.dim);
-  unnormalize(grad, unit, inverse, padded.dim);
-  write_row(row_at(grad_key, p.dtype, b, n, h), grad_key.stride[3], grad, p.head_dim, p.dtype, 1.0F);
+// From gradients of normalised keys to those of keys, in the tensors' type: `count` <= kRowsAtOnce tokens from n on.
+// `grad`, [count, padded dim], is overwritten.
+void write_keys(const AggregatedAttentionParams& p, const Padded& padded, const Strided<const void*, 4>& key,
+                const Strided<void*, 4>& grad_key, int64_t b, int64_t n, int64_t h, int64_t count, float* grad) {
+  const int64_t dim = padded.dim;
+  const Buffer<float> unit(kRowsAtOnce * dim);
+  for (int64_t i = 0; i < count; ++i) {
+    read_row(&unit[i * dim], row_at(key, p.dtype, b, n + i, h), key.stride[3], p.head_dim, dim, p.dtype, 1.0F);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float inverse = normalize(&unit[i * dim], dim);
+    unnormalize(grad + i * dim, &unit[i * dim], inverse, dim);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    write_row(row_at(grad_key, p.dtype, b, n + i, h), grad_key.stride[3], grad + i * dim, p.head_dim, p.dtype, 1.0F);
+  }
 }
 
-void write_keys(const AggregatedAttentionParams& p, const Padded& padded, const Sums& sums, int64_t parts) {
-  constexpr int64_t kRowsAtOnce = 64;
-  const int64_t per_batch = (p.map() + kRowsAtOnce - 1) / kRowsAtOnce, heads = p.num_heads, dim = padded.dim;
-  for_each_item(p.parallel, p.batch * per_batch, [&](int64_t item) {
-    const Buffer<float> unit(dim);
-    const int64_t b = item / per_batch, begin = item % per_batch * kRowsAtOnce;
-    for (int64_t n = begin; n < min_of(begin + kRowsAtOnce, p.map()); ++n) {
-      for (int64_t h = 0; h < heads; ++h) {
-        const int64_t place = ((b * p.map() + n) * heads + h) * dim;
-        write_key(p, padded, p.key, p.grad_key, b, n, h, &sums.key[place], unit.data);
-        write_row(row_at(p.grad_value, p.dtype, b, n, h), p.grad_value.stride[3], &sums.value[place], p.head_dim,
-                  p.dtype, 1.0F);
-      }
+void write_all_keys(const AggregatedAttentionParams& p, const Padded& padded, const Sums& sums, int64_t parts) {
+  const int64_t per_head = (p.map() + kRowsAtOnce - 1) / kRowsAtOnce, heads = p.num_heads, dim = padded.dim;
+  for_each_item(p.parallel, p.batch * heads * per_head, [&](int64_t item) {
+    const int64_t bh = item / per_head, b = bh / heads, h = bh % heads, begin = item % per_head * kRowsAtOnce;
+    const int64_t end = min_of(begin + kRowsAtOnce, p.map()), place = (bh * p.map() + begin) * dim;
+    write_keys(p, padded, p.key, p.grad_key, b, begin, h, end - begin, &sums.key[place]);
+    for (int64_t n = begin; n < end; ++n) {
+      write_row(row_at(p.grad_value, p.dtype, b, n, h), p.grad_value.stride[3], &sums.value[(bh * p.map() + n) * dim],
+                p.head_dim, p.dtype, 1.0F);
     }
   });
   for_each_item(p.parallel, p.batch * heads, [&](int64_t bh) {
-    const Buffer<float> unit(dim);
     const int64_t b = bh / heads, h = bh % heads, size = p.pooled * dim, step = p.batch * heads * size;
     float *const key = &sums.pool_key[bh * size], *const value = &sums.pool_value[bh * size];
     for (int64_t part = 1; part < parts; ++part) {
       add_scaled(key, 1.0F, key + part * step, size);
       add_scaled(value, 1.0F, value + part * step, size);
     }
+    for (int64_t m = 0; m < p.pooled; m += kRowsAtOnce) {
+      write_keys(p, padded, p.pool_key, p.grad_pool_key, b, m, h, min_of(kRowsAtOnce, p.pooled - m), key + m * dim);
+    }
     for (int64_t m = 0; m < p.pooled; ++m) {
-      write_key(p, padded, p.pool_key, p.grad_pool_key, b, m, h, key + m * dim, unit.data);
       write_row(row_at(p.grad_pool_value, p.dtype, b, m, h), p.grad_pool_value.stride[3], value + m * dim, p.head_dim,
                 p.dtype, 1.0F);
     }
@@ -278,7 +290,7 @@ void aggregated_attention_backward(const AggregatedAttentionParams& p) {
       }
     });
   }
-  write_keys(p, padded, sums, parts.count);
+  write_all_keys(p, padded, sums, parts.count);
   write_learned(p, padded, sums, parts.count);
 }
 

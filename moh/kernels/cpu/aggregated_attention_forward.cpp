@@ -14,12 +14,25 @@ void clear_skipped(const AggregatedAttentionParams& p) {
     for (int64_t n = begin; n < min_of(begin + kRowsAtOnce, p.map()); ++n) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
         if (p.gates[(b * p.map() + n) * p.num_heads + h] != 0) continue;
-        char* const out = row_at(p.out, p.dtype, b, n, h);
-        for (int64_t d = 0; d < p.head_dim; ++d)
-          memset(out + d * p.out.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
+        clear_row(row_at(p.out, p.dtype, b, n, h), p.out.stride[3], p.head_dim, p.dtype);
       }
     }
   });
+}
+
+// sum += (a_j + t_j) value_j over the places of the window inside the map.
+void add_window(float* sum, const Weights& weights, int64_t i, const Padded& padded, int64_t places,
+                const LocalKeys& keys) {
+  const float *const local = &weights.local[i * padded.places], *const learned = &weights.learned[i * padded.places];
+  const int32_t* const neighbour = &weights.neighbour[i * padded.places];
+  for (int64_t d = 0; d < padded.dim; d += kWidth) {
+    Vec total = load(sum + d);
+    for (int64_t j = 0; j < places; ++j) {
+      if (neighbour[j] < 0) continue;
+      total += load(&keys.value[neighbour[j] * padded.dim + d]) * (local[j] + learned[j]);
+    }
+    store(sum + d, total);
+  }
 }
 
 }  // namespace
@@ -42,7 +55,9 @@ void aggregated_attention_forward(const AggregatedAttentionParams& p) {
     for (;;) {
       const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       if (item >= heads * parts.count) return;
-      const int64_t bh = item / parts.count, part = item % parts.count, b = bh / p.num_heads, h = bh % p.num_heads;
+      // Parts, then the batch, then heads: the batch finds a head's position bias in the cache.
+      const int64_t part = item % parts.count, b = item / parts.count % p.batch, h = item / parts.count / p.batch;
+      const int64_t bh = b * p.num_heads + h;
       const int64_t begin = parts.begin(part), end = parts.end(part, p.height);
       const PartRows mine(lists, bh, begin * p.width, end * p.width);
       if (mine.count == 0) continue;
@@ -58,16 +73,11 @@ void aggregated_attention_forward(const AggregatedAttentionParams& p) {
         weights.compute(p, padded, b, h, rows, count, keys, pooled, learned);
         multiply(count, padded.dim, p.pooled, weights.pool.data, padded.pooled, 1, pooled.value.data, padded.dim,
                  sums.data, padded.dim, false);
+        for (int64_t i = 0; i < count; ++i) add_window(&sums[i * padded.dim], weights, i, padded, places, keys);
         for (int64_t i = 0; i < count; ++i) {
-          float* const sum = &sums[i * padded.dim];
-          for (int64_t j = 0; j < places; ++j) {
-            const int64_t neighbour = weights.neighbour[i * places + j];
-            if (neighbour < 0) continue;
-            const float weight = weights.local[i * padded.places + j] + weights.learned[i * padded.places + j];
-            add_scaled(sum, weight, &keys.value[neighbour * padded.dim], padded.dim);
-          }
           const float gate = p.gates[(b * p.map() + rows[i]) * p.num_heads + h];
-          write_row(row_at(p.out, p.dtype, b, rows[i], h), p.out.stride[3], sum, p.head_dim, p.dtype, gate);
+          write_row(row_at(p.out, p.dtype, b, rows[i], h), p.out.stride[3], &sums[i * padded.dim], p.head_dim, p.dtype,
+                    gate);
         }
       }
     }

@@ -97,12 +97,12 @@ struct LocalKeys {
     first_row = max_of(0, begin - p.window / 2);
     const int64_t first = first_row * p.width, last = min_of(p.height, end + p.window / 2) * p.width;
     for (int64_t n = first; n < last; ++n) {
-      float* const k = &key[(n - first) * dim];
-      read_row(k, row_at(p.key, p.dtype, b, n, h), p.key.stride[3], p.head_dim, dim, p.dtype, 1.0F);
-      normalize(k, dim);
+      read_row(&key[(n - first) * dim], row_at(p.key, p.dtype, b, n, h), p.key.stride[3], p.head_dim, dim, p.dtype,
+               1.0F);
       read_row(&value[(n - first) * dim], row_at(p.value, p.dtype, b, n, h), p.value.stride[3], p.head_dim, dim,
                p.dtype, 1.0F);
     }
+    for (int64_t n = first; n < last; ++n) normalize(&key[(n - first) * dim], dim);
   }
 };
 
@@ -116,12 +116,12 @@ struct PooledKeys {
         value_transposed(p.head_dim * padded.pooled) {}
   void pack(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h, bool backward) {
     for (int64_t m = 0; m < p.pooled; ++m) {
-      float *const k = &key[m * padded.dim], *const v = &value[m * padded.dim];
-      read_row(k, row_at(p.pool_key, p.dtype, b, m, h), p.pool_key.stride[3], p.head_dim, padded.dim, p.dtype, 1.0F);
-      normalize(k, padded.dim);
-      read_row(v, row_at(p.pool_value, p.dtype, b, m, h), p.pool_value.stride[3], p.head_dim, padded.dim, p.dtype,
-               1.0F);
+      read_row(&key[m * padded.dim], row_at(p.pool_key, p.dtype, b, m, h), p.pool_key.stride[3], p.head_dim, padded.dim,
+               p.dtype, 1.0F);
+      read_row(&value[m * padded.dim], row_at(p.pool_value, p.dtype, b, m, h), p.pool_value.stride[3], p.head_dim,
+               padded.dim, p.dtype, 1.0F);
     }
+    for (int64_t m = 0; m < p.pooled; ++m) normalize(&key[m * padded.dim], padded.dim);
     transpose(p, padded, key, key_transposed);
     if (backward) transpose(p, padded, value, value_transposed);
   }
@@ -136,16 +136,25 @@ struct PooledKeys {
   }
 };
 
-// The learned tokens of one head, [dim, padded places] and transposed [places, padded dim], and its query embedding.
+// What one head learned of its places: tokens [dim, padded places] and transposed [places, padded dim], their bias and
+// the window's, zeros beyond the places; and its query embedding.
 struct LearnedTokens {
-  Buffer<float> tokens, transposed, embedding;
+  Buffer<float> tokens, transposed, embedding, token_bias, local_bias;
   LearnedTokens(const AggregatedAttentionParams& p, const Padded& padded)
-      : tokens(p.head_dim * padded.places), transposed(p.places() * padded.dim), embedding(padded.dim) {}
+      : tokens(p.head_dim * padded.places),
+        transposed(p.places() * padded.dim),
+        embedding(padded.dim),
+        token_bias(padded.places),
+        local_bias(padded.places) {}
   void pack(const AggregatedAttentionParams& p, const Padded& padded, int64_t h) {
     const int64_t places = p.places();
     clear(tokens.data, p.head_dim * padded.places);
     clear(transposed.data, places * padded.dim);
     clear(embedding.data, padded.dim);
+    for (int64_t j = 0; j < padded.places; ++j) {
+      token_bias[j] = j < places ? p.token_bias[h * places + j] : 0.0F;
+      local_bias[j] = j < places ? p.local_bias[h * places + j] : 0.0F;
+    }
     for (int64_t d = 0; d < p.head_dim; ++d) {
       embedding[d] = p.query_embedding[h * p.head_dim + d];
       for (int64_t j = 0; j < places; ++j) {
@@ -163,7 +172,8 @@ struct Weights {
   Buffer<float> inverse_norm;    // [rows]
   Buffer<float> local, learned;  // a_j and t_j, [rows, padded places]; both 0 where the place is outside the map
   Buffer<float> pool;            // a_m, [rows, padded pooled]
-  Buffer<int32_t> neighbour;     // place j's token as an index into LocalKeys, -1 outside the map, [rows, places]
+  Buffer<int32_t> neighbour;     // place j's token as an index into LocalKeys, -1 outside, [rows, padded places]
+  Buffer<int32_t> down, right;   // from a token to its place j, [padded places]
   Weights(const AggregatedAttentionParams& p, const Padded& padded)
       : query(kMapBlock * padded.dim),
         scaled(kMapBlock * padded.dim),
@@ -171,58 +181,77 @@ struct Weights {
         local(kMapBlock * padded.places),
         learned(kMapBlock * padded.places),
         pool(kMapBlock * padded.pooled),
-        neighbour(kMapBlock * p.places()) {}
+        neighbour(kMapBlock * padded.places),
+        down(padded.places),
+        right(padded.places) {
+    constexpr int32_t kOutside = 1 << 29;  // of every map
+    for (int64_t j = 0; j < padded.places; ++j) {
+      down[j] = j < p.places() ? static_cast<int32_t>(j / p.window - p.window / 2) : kOutside;
+      right[j] = static_cast<int32_t>(j % p.window - p.window / 2);
+    }
+  }
 
   void compute(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h, const int32_t* rows,
                int64_t count, const LocalKeys& keys, const PooledKeys& pooled, const LearnedTokens& learned_tokens) {
     const int64_t dim = padded.dim;
+    // Short loops, so that many rows are under way at a time: within a row every number waits for the one before.
+    for (int64_t i = 0; i < count; ++i) {
+      read_row(&query[i * dim], row_at(p.query, p.dtype, b, rows[i], h), p.query.stride[3], p.head_dim, dim, p.dtype,
+               1.0F);
+    }
     for (int64_t i = 0; i < count; ++i) {
       float *const q = &query[i * dim], *const u = &scaled[i * dim];
-      read_row(q, row_at(p.query, p.dtype, b, rows[i], h), p.query.stride[3], p.head_dim, dim, p.dtype, 1.0F);
       inverse_norm[i] = normalize(q, dim);
       const float factor = p.temperature[h] * p.position_scale[rows[i]];
       for (int64_t d = 0; d < dim; d += kWidth)
         store(u + d, (load(q + d) + load(&learned_tokens.embedding[d])) * factor);
     }
+    for (int64_t i = 0; i < count; ++i) {  // the biases, to which the products add
+      for (int64_t j = 0; j < padded.places; j += kWidth)
+        store(&learned[i * padded.places + j], load(&learned_tokens.token_bias[j]));
+      float* const far = &pool[i * padded.pooled];
+      read_row(far, reinterpret_cast<const char*>(p.pool_bias + (h * p.map() + rows[i]) * p.pooled), 1, p.pooled,
+               p.pooled, DType::kFloat32, 1.0F);
+      for (int64_t m = p.pooled; m < padded.pooled; ++m) far[m] = -INFINITY;
+    }
     multiply(count, padded.places, p.head_dim, query.data, dim, 1, learned_tokens.tokens.data, padded.places,
-             learned.data, padded.places, false);
+             learned.data, padded.places, true);
     multiply(count, padded.pooled, p.head_dim, scaled.data, dim, 1, pooled.key_transposed.data, padded.pooled,
-             pool.data, padded.pooled, false);
-    for (int64_t i = 0; i < count; ++i) finish_row(p, padded, h, rows[i], i, keys);
+             pool.data, padded.pooled, true);
+    for (int64_t i = 0; i < count; ++i) window_scores(p, padded, rows[i], i, keys);
+    for (int64_t i = 0; i < count; ++i) softmax(padded, i, learned_tokens);
   }
 
  private:
-  void finish_row(const AggregatedAttentionParams& p, const Padded& padded, int64_t h, int64_t n, int64_t i,
-                  const LocalKeys& keys) {
-    const int64_t half = p.window / 2, places = p.places(), y = n / p.width, x = n % p.width;
-    float *const scores = &local[i * padded.places], *const extra = &learned[i * padded.places];
-    const float* const u = &scaled[i * padded.dim];
-    int32_t* const where = &neighbour[i * places];
-    int64_t j = 0;
-    for (int64_t row = y - half; row <= y + half; ++row) {
-      for (int64_t column = x - half; column <= x + half; ++column, ++j) {
-        if (row < 0 || row >= p.height || column < 0 || column >= p.width) {
-          where[j] = -1;
-          scores[j] = -INFINITY;
-          extra[j] = 0;
-          continue;
-        }
-        where[j] = static_cast<int32_t>((row - keys.first_row) * p.width + column);
-        scores[j] = dot(u, &keys.key[where[j] * padded.dim], padded.dim) + p.local_bias[h * places + j];
-        extra[j] += p.token_bias[h * places + j];
-      }
+  // Neighbours of token n and u . k^; a place outside the map gets any number.
+  void window_scores(const AggregatedAttentionParams& p, const Padded& padded, int64_t n, int64_t i,
+                     const LocalKeys& keys) {
+    const int32_t width = static_cast<int32_t>(p.width), height = static_cast<int32_t>(p.height);
+    const int32_t y = static_cast<int32_t>(n) / width, x = static_cast<int32_t>(n) % width;
+    const int32_t first = static_cast<int32_t>(keys.first_row), self = (y - first) * width + x;
+    int32_t* const where = &neighbour[i * padded.places];
+    for (int64_t j = 0; j < padded.places; j += kWidth) {
+      const IntVec row = load(&down[j]) + y, column = load(&right[j]) + x;
+      const IntVec inside = (row >= 0) & (row < height) & (column >= 0) & (column < width);
+      store(where + j, inside ? (row - first) * width + column : -1 - IntVec{});
     }
-    for (; j < padded.places; ++j) {
-      scores[j] = -INFINITY;
-      extra[j] = 0;
+    for (int64_t j = 0; j < p.places(); ++j) {
+      const int64_t token = where[j] < 0 ? self : where[j];
+      local[i * padded.places + j] = dot(&scaled[i * padded.dim], &keys.key[token * padded.dim], padded.dim);
     }
-    float* const far = &pool[i * padded.pooled];
-    const float* const bias = p.pool_bias + (h * p.map() + n) * p.pooled;
-    for (int64_t m = 0; m < p.pooled; ++m) far[m] += bias[m];
-    for (int64_t m = p.pooled; m < padded.pooled; ++m) far[m] = -INFINITY;
+  }
 
-    Vec best = load(scores);
-    for (int64_t k = kWidth; k < padded.places; k += kWidth) best = max_of(best, load(scores + k));
+  void softmax(const Padded& padded, int64_t i, const LearnedTokens& learned_tokens) {
+    float *const scores = &local[i * padded.places], *const extra = &learned[i * padded.places];
+    float* const far = &pool[i * padded.pooled];
+    Vec best = splat(-INFINITY);
+    for (int64_t j = 0; j < padded.places; j += kWidth) {
+      const IntVec outside = load(&neighbour[i * padded.places + j]) < 0;
+      const Vec score = outside ? splat(-INFINITY) : load(scores + j) + load(&learned_tokens.local_bias[j]);
+      best = max_of(best, score);
+      store(scores + j, score);
+      store(extra + j, outside ? Vec{} : load(extra + j));
+    }
     for (int64_t m = 0; m < padded.pooled; m += kWidth) best = max_of(best, load(far + m));
     const float max = max_in(best);  // finite: the token sees itself
     Vec sum = Vec{};

@@ -126,7 +126,7 @@ void backward_block(const HeadAttentionParams& p, int64_t b, int64_t h, const in
 
 void zero_row(const Output4& tensor, const HeadAttentionParams& p, int64_t b, int64_t t, int64_t h) {
   char* row = at(tensor, p.dtype, b, t, h);
-  for (int64_t d = 0; d < p.head_dim; ++d) memset(row + d * tensor.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
+  clear_row(row, tensor.stride[3], p.head_dim, p.dtype);
 }
 
 // Gradients of skipped rows are zero.

@@ -23,13 +23,7 @@ void clear_skipped(const HeadAttentionParams& p) {
       const bool sees_none = visible_keys(p, t) == 0;
       for (int64_t h = 0; h < p.num_heads; ++h) {
         if (gate_of(p, b, t, h) != 0 && !sees_none) continue;
-        char* out = at(p.out, p.dtype, b, t, h);
-        if (p.out.stride[3] == 1) {
-          memset(out, 0, static_cast<size_t>(p.head_dim * size_of(p.dtype)));
-        } else {
-          for (int64_t d = 0; d < p.head_dim; ++d)
-            memset(out + d * p.out.stride[3] * size_of(p.dtype), 0, size_of(p.dtype));
-        }
+        clear_row(at(p.out, p.dtype, b, t, h), p.out.stride[3], p.head_dim, p.dtype);
         p.lse[(b * p.num_heads + h) * p.queries + t] = -INFINITY;
       }
     }

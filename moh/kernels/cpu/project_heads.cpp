@@ -26,12 +26,7 @@ void clear_skipped(const ProjectionParams& p) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
         if (p.gates[r * p.num_heads + h] != 0) continue;
         char* out = static_cast<char*>(p.out.data) + (r * p.out.stride[0] + h * p.out.stride[1]) * size_of(p.dtype);
-        if (p.out.stride[2] == 1) {
-          memset(out, 0, static_cast<size_t>(p.head_dim * size_of(p.dtype)));
-        } else {
-          for (int64_t d = 0; d < p.head_dim; ++d)
-            memset(out + d * p.out.stride[2] * size_of(p.dtype), 0, size_of(p.dtype));
-        }
+        clear_row(out, p.out.stride[2], p.head_dim, p.dtype);
       }
     }
   });

@@ -24,6 +24,7 @@ typedef int32_t IntVec __attribute__((vector_size(MOH_VECTOR_BYTES)));
 typedef uint32_t BitVec __attribute__((vector_size(MOH_VECTOR_BYTES)));
 typedef uint16_t HalfVec __attribute__((vector_size(MOH_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(MOH_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t UnalignedIntVec __attribute__((vector_size(MOH_VECTOR_BYTES), aligned(4), may_alias));
 
 constexpr int kWidth = MOH_VECTOR_BYTES / 4;  // floats in a vector
 // Register tile of the products: kRows x kVectors accumulators, so that they, a row of B and a broadcast fit into the
@@ -44,7 +45,9 @@ constexpr int kHalf = kWidth;
 #endif
 
 static inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+static inline IntVec load(const int32_t* from) { return *reinterpret_cast<const UnalignedIntVec*>(from); }
 static inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+static inline void store(int32_t* to, IntVec value) { *reinterpret_cast<UnalignedIntVec*>(to) = value; }
 // x - 0 is x, -0 too, so that this is one broadcast; 0 + x would be an addition and a shuffle in the inner loops.
 static inline Vec splat(float value) { return value - Vec{}; }
 static inline Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
@@ -101,6 +104,14 @@ static inline Vec widen(const _Float16* from) {
   const BitVec infinite_or_nan = (BitVec)((bits & 0x7c00U) == 0x7c00U) & 0x7f800000U;
   return (Vec)((BitVec)finite | infinite_or_nan | (bits & 0x8000U) << 16);
 }
+#if MOH_VECTOR_BYTES == 64
+static inline HalfOfVec widen_half(const float* from) { return load_half(from); }
+static inline HalfOfVec widen_half(const uint16_t* from) {
+  typedef uint16_t Bits __attribute__((vector_size(MOH_VECTOR_BYTES / 4), aligned(2), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(MOH_VECTOR_BYTES / 2)));
+  return (HalfOfVec)(__builtin_convertvector(*reinterpret_cast<const Bits*>(from), Wide) << 16);
+}
+#endif
 static inline float widen_one(float value) { return value; }
 static inline float widen_one(_Float16 value) { return static_cast<float>(value); }
 static inline float widen_one(uint16_t bits) {
@@ -124,6 +135,14 @@ static inline void read_elements(float* to, const T* from, int64_t stride, int64
   }
   int64_t i = 0;
   for (; i + kWidth <= size; i += kWidth) store(to + i, widen(from + i) * factor);
+#if MOH_VECTOR_BYTES == 64
+  if constexpr (!__is_same(T, _Float16)) {
+    if (i + kHalf <= size) {
+      store_half(to + i, widen_half(from + i) * factor);
+      i += kHalf;
+    }
+  }
+#endif
   for (; i < size; ++i) to[i] = widen_one(from[i]) * factor;
 }
 
@@ -145,7 +164,15 @@ static inline void write_row(char* to, int64_t stride, const float* from, int64_
   if (dtype == DType::kFloat32) {
     float* row = reinterpret_cast<float*>(to);
     if (stride == 1) {
-      for (int64_t i = 0; i < size; ++i) row[i] = factor * from[i];
+      int64_t i = 0;
+      for (; i + kWidth <= size; i += kWidth) store(row + i, load(from + i) * factor);
+#if MOH_VECTOR_BYTES == 64
+      if (i + kHalf <= size) {
+        store_half(row + i, load_half(from + i) * factor);
+        i += kHalf;
+      }
+#endif
+      for (; i < size; ++i) row[i] = factor * from[i];
     } else {
       for (int64_t i = 0; i < size; ++i) row[i * stride] = factor * from[i];
     }
@@ -155,6 +182,15 @@ static inline void write_row(char* to, int64_t stride, const float* from, int64_
   } else {
     _Float16* row = reinterpret_cast<_Float16*>(to);
     for (int64_t i = 0; i < size; ++i) row[i * stride] = static_cast<_Float16>(factor * from[i]);
+  }
+}
+
+// to[i * stride] = 0.
+static inline void clear_row(char* to, int64_t stride, int64_t size, DType dtype) {
+  if (stride == 1) {
+    memset(to, 0, static_cast<size_t>(size * size_of(dtype)));
+  } else {
+    for (int64_t i = 0; i < size; ++i) memset(to + i * stride * size_of(dtype), 0, static_cast<size_t>(size_of(dtype)));
   }
 }
 
