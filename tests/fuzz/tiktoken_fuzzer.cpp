@@ -1,6 +1,7 @@
 // tiktoken ranks: the input as a file, and, since a file must hold all bytes to be of use, pieces of the input as
 // tokens of a file that does.
 #include <algorithm>
+#include <numeric>
 
 #include "moh/io/tokenizer_pipeline.h"
 #include "tests/fuzz/fuzz.h"
@@ -45,7 +46,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string_view input = fuzz::text_of(data, size);
   io::is_tiktoken(input);
   read_and_use(std::string(input), input);
-  if (size % 4 != 0) return 0;  // the second kind is slower
+  // The second kind takes 25 times as long, so an eighth of the inputs. Not by their size: many mutations keep that.
+  if (std::accumulate(data, data + size, 0u) % 8 != 0) return 0;
   std::string content = all_bytes();
   int rank = 256;
   for (std::size_t at = 0; at < size;) {
