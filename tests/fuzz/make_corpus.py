@@ -1,4 +1,6 @@
 """Writes tests/fuzz/corpus: one small valid file of every form that a reader knows, for the fuzzer to mutate.
+Files named by a hash are not from here: fuzzing found them, and they reach code that the files from here do not. Added by
+`build-fuzz/TARGET_fuzzer -set_cover_merge=1 -use_counters=0 tests/fuzz/corpus/TARGET build-fuzz/found/TARGET`.
 Needs torch and numpy (.venv); pictures are drawn with zlib and, if it is there, Pillow."""
 
 import base64
