@@ -1,6 +1,6 @@
 // moh bench layer: a whole self-attention layer. Rivals: dense_twin, the same projections and fused attention with
-// every head, by LibTorch's best operations; authors_form, the dense twin with the router, every head computed and
-// multiplied by its gate.
+// every head, by LibTorch's best operations, MKL's or oneDNN's products, whichever are faster here; authors_form, the
+// dense twin with the router, every head computed and multiplied by its gate.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/GradMode.h>
@@ -12,6 +12,7 @@
 #include "moh/layers/moh_attention.h"
 #include "moh/models/llama_config.h"
 #include "moh/ops/head_attention.h"
+#include "moh/ops/linear.h"
 #include "moh/ops/projection.h"
 
 namespace moh::bench {
@@ -129,10 +130,13 @@ Output moh_forward(const Layer& layer) {
 }
 
 struct DenseForm {
-  bool fused_projection, contiguous;
+  bool fused_projection, contiguous, onednn;  // onednn: products as moh's own, instead of at::linear (MKL in fp32)
   std::string name() const {
     return std::string(fused_projection ? "one projection" : "three projections") +
-           (contiguous ? ", [B, H, T, D] copied" : ", [B, T, H, D] transposed");
+           (contiguous ? ", [B, H, T, D] copied" : ", [B, T, H, D] transposed") + (onednn ? ", oneDNN" : "");
+  }
+  Tensor linear(const Tensor& x, const Tensor& weight) const {
+    return onednn ? ops::linear(x, weight, std::nullopt) : at::linear(x, weight);
   }
 };
 
@@ -143,9 +147,9 @@ Tensor dense_forward(const Layer& layer, const DenseForm& form, bool gated, cons
   std::vector<Tensor> parts;
   if (form.fused_projection) {
     parts =
-        layer.split(at::linear(layer.x, layer.qkv)).split_with_sizes({layer.heads, layer.kv_heads, layer.kv_heads}, 2);
+        layer.split(form.linear(layer.x, layer.qkv)).split_with_sizes({layer.heads, layer.kv_heads, layer.kv_heads}, 2);
   } else {
-    for (const Tensor& weight : layer.q_k_v) parts.push_back(layer.split(at::linear(layer.x, weight)));
+    for (const Tensor& weight : layer.q_k_v) parts.push_back(layer.split(form.linear(layer.x, weight)));
   }
   const auto as_sdpa = [&](const Tensor& tensor) {
     const Tensor heads_first = tensor.transpose(1, 2);
@@ -161,7 +165,7 @@ Tensor dense_forward(const Layer& layer, const DenseForm& form, bool gated, cons
     if (mask.defined()) gates = gates * mask;
     heads = heads * gates.unsqueeze(-1).to(heads.scalar_type());
   }
-  return at::linear(heads.flatten(2), layer.out_weight);
+  return form.linear(heads.flatten(2), layer.out_weight);
 }
 
 void set_requires_grad(const Layer& layer, bool value) {
@@ -176,7 +180,7 @@ double check(const Case& c, const Layer& layer) {
   const Output result = moh_forward(layer);
   const Tensor mask = result.gates.detach().ne(0).to(at::kFloat);
   const Tensor query = layer.split(at::linear(layer.x, layer.q_k_v[0])).detach();
-  const Tensor expected = dense_forward(wide, {true, true}, /*gated=*/true, mask, query);
+  const Tensor expected = dense_forward(wide, {true, true, false}, /*gated=*/true, mask, query);
   const double tolerance = tolerance_of(type_of(c.dtype));
   double worst = check_close(result.y, expected, tolerance, "moh's layer");
   if (c.has_backward()) {
@@ -233,8 +237,10 @@ Row run_layer(const Case& c, const Options& options) {
   std::vector<Form> forms;
   for (const bool fused : {true, false}) {
     for (const bool contiguous : {true, false}) {
-      const DenseForm form{fused, contiguous};
-      forms.push_back({form.name(), side([&layer, form, authors] { return dense_forward(layer, form, authors); })});
+      for (const bool onednn : {true, false}) {
+        const DenseForm form{fused, contiguous, onednn};
+        forms.push_back({form.name(), side([&layer, form, authors] { return dense_forward(layer, form, authors); })});
+      }
     }
   }
   const Form& rival = fastest(forms);

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import unittest
 
-from cli_test import lines, run
+from tool import json_lines, refused, run
 
 KEYS = {"subject", "direction", "dtype", "batch", "heads", "kv_heads", "head_dim", "tokens", "causal", "activated", "threads",
         "backend", "moh_ms", "rival", "rival_ms", "ratio", "efficiency", "max_abs_error", "ideal_ratio", "gemm_share",
@@ -14,7 +14,7 @@ KEYS = {"subject", "direction", "dtype", "batch", "heads", "kv_heads", "head_dim
 
 class Bench(unittest.TestCase):
     def bench(self, subject, *arguments, expected, threads=1):
-        rows = lines("bench", subject, *arguments, "--threads", threads, "--seconds", 0.01, "--pairs", 1)
+        rows = json_lines("bench", subject, *arguments, "--threads", threads, "--seconds", 0.01, "--pairs", 1)
         self.assertEqual(len(rows), expected)
         for row in rows:
             self.assertLessEqual(KEYS, set(row))
@@ -65,8 +65,8 @@ class Bench(unittest.TestCase):
         for row in rows:
             self.assertEqual(row["activated"], 0.75)
             self.assertTrue(0.75 < row["ideal_ratio"] < 1 and 0 < row["attention_flops_share"] < row["head_flops_share"] < 1)
-        self.assertEqual(run("bench", "dit", "--preset", "moh-dit-pixel-tiny", "--tokens", 15, "--batch", 1).returncode, 1)
-        self.assertEqual(run("bench", "dit", "--preset", "dit-pixel-tiny", "--tokens", 16, "--batch", 1).returncode, 1)
+        run("bench", "dit", "--preset", "moh-dit-pixel-tiny", "--tokens", 15, "--batch", 1, status=1)
+        run("bench", "dit", "--preset", "dit-pixel-tiny", "--tokens", 16, "--batch", 1, status=1)
 
     def test_bench_vit(self):
         rows = self.bench("vit", "--preset", "moh-vit-cifar", "--batch", 2, "--direction", "forward,both", "--dtype", "fp32,bf16",
@@ -79,8 +79,8 @@ class Bench(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "vit.md"
             for arguments in (("--direction", "forward"), ("--direction", "both", "--append")):
-                lines("bench", "vit", "--preset", "moh-vit-cifar", "--batch", 1, "--rival", "dense_twin", "--threads", 1, "--seconds",
-                      0.01, "--pairs", 1, "--summary", "--markdown", file, *arguments)
+                json_lines("bench", "vit", "--preset", "moh-vit-cifar", "--batch", 1, "--rival", "dense_twin", "--threads", 1,
+                           "--seconds", 0.01, "--pairs", 1, "--summary", "--markdown", file, *arguments)
             text = file.read_text()
             self.assertEqual(text.count("Geometric means:"), 2)
             for words in ("# moh bench vit", "images/s", "attn time", "| both |", "| forward |", "moh-vit-cifar"):
@@ -92,7 +92,7 @@ class Bench(unittest.TestCase):
         out = pathlib.Path(folder.name) / "result.md"
         command = ("bench", "attention", "--tokens", "16,32", "--heads", 2, "--head-dim", 8, "--activated", "1,0.5", "--seconds",
                    0.01, "--threads", 1, "--markdown", out)
-        rows = lines(*command, "--summary")
+        rows = json_lines(*command, "--summary")
         self.assertEqual([row["subject"] for row in rows], ["attention"] * 4 + ["summary of attention"] * 2)
         for summary, share in zip(rows[4:], (1, 0.5)):
             ratios = [row["ratio"] for row in rows[:4] if row["activated"] == share]
@@ -102,7 +102,7 @@ class Bench(unittest.TestCase):
         self.assertIn("moh " + " ".join(map(str, command)), text)
         self.assertTrue(text.startswith("# moh bench attention, "))
         self.assertEqual(text.count("\n| forward | fp32 |"), 4 + 2)
-        self.assertEqual(run(*command, "--append").returncode, 0)
+        run(*command, "--append")
         self.assertEqual(out.read_text()[: len(text)], text)
         self.assertEqual(out.read_text().count("# moh bench"), 1)
 
@@ -110,10 +110,7 @@ class Bench(unittest.TestCase):
         for status, words, arguments in ((1, "attention has no --queries", ("attention", "--queries", 2)),
                                          (1, "torch_sdpa, authors_form", ("attention", "--rival", "nobody")),
                                          (1, "--activated", ("decode", "--activated", 0)), (2, "subject", ("nothing",))):
-            result = run("bench", *arguments)
-            self.assertEqual(result.returncode, status, result.stderr)
-            self.assertIn(words, result.stderr)
-            self.assertEqual(result.stderr.count("\n"), 1)
+            refused("bench", *arguments, words=words, status=status)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,9 @@ import tempfile
 import time
 import unittest
 
-MOH = sys.argv.pop() if len(sys.argv) > 1 else str(pathlib.Path(__file__).parents[2] / "build" / "moh")
+from tool import MOH, json_lines, refused, run
+
 WORDS = "the cat saw a red ball and ran to the big old tree where it hid all day".split()
-
-
-def run(*arguments):
-    return subprocess.run([MOH, *map(str, arguments)], capture_output=True, text=True)
-
-
-def lines(*arguments):
-    result = run(*arguments, "--json")
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 class Cli(unittest.TestCase):
@@ -34,19 +25,12 @@ class Cli(unittest.TestCase):
         cls.small = ("--preset", "moh-llm-tiny", "--model.num_hidden_layers", 2, "--model.hidden_size", 32,
                      "--model.num_attention_heads", 4, "--model.intermediate_size", 64, "--batch", 4, "--sequence", 32)
         cls.dense = cls.folder / "dense"
-        cls.log = lines("train", *cls.small, "--preset", "llm-tiny", "--data", cls.text, "--valid", cls.text, "--valid-windows",
-                        4, "--out", cls.dense, "--steps", 200, "--lr", "1e-2", "--warmup", 10)
+        cls.log = json_lines("train", *cls.small, "--preset", "llm-tiny", "--data", cls.text, "--valid", cls.text, "--valid-windows",
+                             4, "--out", cls.dense, "--steps", 200, "--lr", "1e-2", "--warmup", 10)
 
     @classmethod
     def tearDownClass(cls):
         shutil.rmtree(cls.folder)
-
-    def fails(self, status, words, *arguments):
-        result = run(*arguments)
-        self.assertEqual(result.returncode, status, result.stderr)
-        self.assertTrue(result.stderr.startswith("moh: error: "), result.stderr)
-        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
-        self.assertIn(words, result.stderr)
 
     def test_train_logs_every_key_and_learns(self):
         keys = {"step", "tokens", "loss", "load_balance_loss", "lr", "grad_norm", "tokens_per_second", "active_heads"}
@@ -57,25 +41,25 @@ class Cli(unittest.TestCase):
         self.assertTrue(list(self.dense.glob("events.out.tfevents.*")))
 
     def test_convert_tune_eval_generate_inspect(self):
-        dense = lines("eval", self.dense, "--data", self.text, "--sequence", 32)[-1]
+        dense = json_lines("eval", self.dense, "--data", self.text, "--sequence", 32)[-1]
         self.assertEqual(dense["active_heads"], 1)
         for router in ("norm", "two-stage"):
             converted, tuned = self.folder / f"c_{router}", self.folder / f"t_{router}"
-            summary = lines("convert", self.dense, converted, "--activated", 0.5, "--router", router)[-1]
+            summary = json_lines("convert", self.dense, converted, "--activated", 0.5, "--router", router)[-1]
             self.assertEqual(summary["activated"], 0.5)
             self.assertEqual(summary["layers"], [{"heads": 4, "shared_heads": 1, "top_k": 1}] * 2)
-            before = lines("eval", converted, "--data", self.text, "--sequence", 32)[-1]
-            lines("tune", converted, "--distill", self.dense, "--data", self.text, "--out", tuned, "--steps", 30, "--batch", 4,
-                  "--sequence", 32, "--lr", "3e-3", "--warmup", 3)
-            after = lines("eval", tuned, "--data", self.text, "--sequence", 32)[-1]
+            before = json_lines("eval", converted, "--data", self.text, "--sequence", 32)[-1]
+            json_lines("tune", converted, "--distill", self.dense, "--data", self.text, "--out", tuned, "--steps", 30, "--batch", 4,
+                       "--sequence", 32, "--lr", "3e-3", "--warmup", 3)
+            after = json_lines("eval", tuned, "--data", self.text, "--sequence", 32)[-1]
             self.assertAlmostEqual(after["active_heads"], 0.5)
             self.assertLess(after["perplexity"], before["perplexity"])
             self.assertAlmostEqual(after["nll"], __import__("math").log(after["perplexity"]), places=6)
-            out = lines("generate", tuned, "--prompt", "the cat", "--max-tokens", 12, "--stop", "zzz")[-1]
+            out = json_lines("generate", tuned, "--prompt", "the cat", "--max-tokens", 12, "--stop", "zzz")[-1]
             self.assertEqual(out["tokens"], 12)
             self.assertEqual(len(out["text"]), 12)  # bytes
             report = self.folder / "report.html"
-            seen = lines("inspect", tuned, "--data", self.text, "--html", report)[-1]
+            seen = json_lines("inspect", tuned, "--data", self.text, "--html", report)[-1]
             self.assertLessEqual({"parameters", "flops_per_token", "kv_bytes_per_token", "head_load"}, set(seen))
             for layer in seen["head_load"]:
                 self.assertAlmostEqual(sum(layer), 2)  # 1 shared + 1 routed head for every token
@@ -84,11 +68,11 @@ class Cli(unittest.TestCase):
 
     def test_conversion_measures_heads_and_shares_change_at_run_time(self):
         def evaluated(folder, *options):
-            return lines("eval", folder, "--data", self.text, "--sequence", 32, "--max-windows", 20, *options)[-1]
+            return json_lines("eval", folder, "--data", self.text, "--sequence", 32, "--max-windows", 20, *options)[-1]
         dense = evaluated(self.dense)
         text = ("--data", self.text, "--calibration-windows", 4, "--calibration-sequence", 32)
         converted = self.folder / "c_measured"
-        summary = lines("convert", self.dense, converted, "--activated", 0.5, "--top-k", 1, "--shared-by", "importance",
+        summary = json_lines("convert", self.dense, converted, "--activated", 0.5, "--top-k", 1, "--shared-by", "importance",
                         "--budget", "global", "--fit-router", *text)[-1]
         self.assertEqual(summary["activated"], 0.5)
         for layer in summary["layers"]:
@@ -97,40 +81,41 @@ class Cli(unittest.TestCase):
         # Scaling queries against keys leaves the model with all its heads what it was.
         self.assertAlmostEqual(evaluated(converted, "--activated", 1)["nll"], dense["nll"], places=4)
         self.assertEqual(evaluated(converted, "--top-k", 4)["active_heads"], 1)
-        self.assertAlmostEqual(lines("inspect", converted, "--activated", 0.75)[-1]["activated"], 0.75)
-        self.assertEqual(lines("generate", converted, "--prompt", "a", "--max-tokens", 5, "--moh-top-k", 4)[-1]["active_heads"], 1)
+        self.assertAlmostEqual(json_lines("inspect", converted, "--activated", 0.75)[-1]["activated"], 0.75)
+        self.assertEqual(json_lines("generate", converted, "--prompt", "a", "--max-tokens", 5, "--moh-top-k", 4)[-1]["active_heads"], 1)
         served = self.folder / "t_shares"
-        log = lines("tune", converted, "--data", self.text, "--out", served, "--steps", 12, "--batch", 2, "--sequence", 32,
-                    "--log-every", 1, "--random-share-min", 0.5)
+        log = json_lines("tune", converted, "--data", self.text, "--out", served, "--steps", 12, "--batch", 2, "--sequence", 32,
+                         "--log-every", 1, "--random-share-min", 0.5)
         self.assertGreater(len({round(line["active_heads"], 3) for line in log if "loss" in line}), 1)
 
         grouped = self.folder / "c_grouped"
         wide = self.folder / "wide"
-        lines("train", *self.small, "--preset", "llm-tiny", "--model.num_key_value_heads", 2, "--data", self.text, "--out", wide,
-              "--steps", 2)
-        lines("convert", wide, grouped, "--activated", 0.5, "--select", "kv-group", "--shared", 0)
+        json_lines("train", *self.small, "--preset", "llm-tiny", "--model.num_key_value_heads", 2, "--data", self.text, "--out", wide,
+                   "--steps", 2)
+        json_lines("convert", wide, grouped, "--activated", 0.5, "--select", "kv-group", "--shared", 0)
         self.assertEqual(json.loads((grouped / "config.json").read_text())["moh"]["select"], "kv-group")
         self.assertEqual(evaluated(grouped)["active_heads"], 0.5)
         fitted = self.folder / "c_fitted"
-        lines("convert", wide, fitted, "--activated", 0.5, "--router", "two-stage", "--fit-router", *text)
+        json_lines("convert", wide, fitted, "--activated", 0.5, "--router", "two-stage", "--fit-router", *text)
         self.assertEqual(evaluated(fitted)["active_heads"], 0.5)
-        self.fails(1, "--data", "convert", self.dense, self.folder / "no", "--shared-by", "importance")
-        self.fails(1, "two-stage", "convert", self.dense, self.folder / "no", "--budget", "global", "--router", "two-stage", *text)
-        self.fails(1, "dense", "eval", self.dense, "--data", self.text, "--top-k", 2)
-        self.fails(2, "--activated", "eval", converted, "--data", self.text, "--top-k", 2, "--activated", 0.5)
+        refused("convert", self.dense, self.folder / "no", "--shared-by", "importance", words="--data")
+        refused("convert", self.dense, self.folder / "no", "--budget", "global", "--router", "two-stage", *text,
+                words="two-stage")
+        refused("eval", self.dense, "--data", self.text, "--top-k", 2, words="dense")
+        refused("eval", converted, "--data", self.text, "--top-k", 2, "--activated", 0.5, words="--activated", status=2)
 
     def test_sampling_is_repeatable(self):
         options = ("--prompt", "the", "--max-tokens", 20, "--temperature", 0.9, "--top-p", 0.9)
-        first, again, other = (lines("generate", self.dense, *options, "--seed", seed)[-1]["text"] for seed in (1, 1, 2))
+        first, again, other = (json_lines("generate", self.dense, *options, "--seed", seed)[-1]["text"] for seed in (1, 1, 2))
         self.assertEqual(first, again)
         self.assertNotEqual(first, other)
-        stopped = lines("generate", self.dense, *options, "--seed", 1, "--stop", first[5:7])[-1]["text"]
+        stopped = json_lines("generate", self.dense, *options, "--seed", 1, "--stop", first[5:7])[-1]["text"]
         self.assertEqual(stopped, first[: first.index(first[5:7])])
 
     def test_interrupt_saves_and_resume_goes_on_to_the_same_end(self):
         options = (*self.small, "--data", self.text, "--lr", "3e-3", "--steps", 60, "--checkpoint-every", 7, "--log-every", 1)
         whole, parts = self.folder / "whole", self.folder / "parts"
-        lines("train", *options, "--out", whole)
+        json_lines("train", *options, "--out", whole)
         process = subprocess.Popen([MOH, "train", *map(str, options), "--out", str(parts), "--json"], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         for _ in range(10):
@@ -141,7 +126,7 @@ class Cli(unittest.TestCase):
         process.stdout.close()
         process.stderr.close()
         self.assertFalse((parts / "model.safetensors").exists())
-        lines("train", "--resume", "--out", parts)
+        json_lines("train", "--resume", "--out", parts)
         self.assertEqual((whole / "model.safetensors").read_bytes(), (parts / "model.safetensors").read_bytes())
 
         def losses(folder):
@@ -152,16 +137,16 @@ class Cli(unittest.TestCase):
         config = self.folder / "run.toml"
         config.write_text('[train]\nsteps = 2\nbatch = 2\nsequence = 16\n[model]\nnum_hidden_layers = 1\n[moh]\nbeta = 0.5\n')
         out = self.folder / "from_config"
-        log = lines("train", "--preset", "moh-llm-tiny", "--config", config, "--data", self.text, "--out", out, "--steps", 3)
+        log = json_lines("train", "--preset", "moh-llm-tiny", "--config", config, "--data", self.text, "--out", out, "--steps", 3)
         self.assertEqual(log[-1]["step"], 3)  # the flag wins
         written = json.loads((out / "config.json").read_text())
         self.assertEqual((written["num_hidden_layers"], written["moh"]["beta"]), (1, 0.5))
         config.write_text("[train]\nstep = 2\n")
-        self.fails(1, "did you mean `steps`", "train", "--preset", "llm-tiny", "--config", config, "--data", self.text, "--out",
-                   self.folder / "none")
+        refused("train", "--preset", "llm-tiny", "--config", config, "--data", self.text, "--out", self.folder / "none",
+                words="did you mean `steps`")
 
     def test_info_help_and_completion(self):
-        info = lines("info")[-1]
+        info = json_lines("info")[-1]
         names = [backend["name"] for backend in info["backends"]]
         self.assertEqual(names[-2:], ["reference", "composite"])
         self.assertTrue(all(backend["available"] or backend["reason"] for backend in info["backends"]))
@@ -169,7 +154,7 @@ class Cli(unittest.TestCase):
         self.assertTrue(any(schema.startswith("moh::head_attention(") for schema in info["operators"]))
         self.assertEqual(run("--version").stdout.split()[0], "moh")
         for command in ("train", "tune", "convert", "eval", "generate", "bench", "inspect", "info", "tokenizer"):
-            self.assertEqual(run(command, "--help").returncode, 0)
+            run(command, "--help")
         completion = self.folder / "completion.bash"
         completion.write_text(run("completion").stdout)
         check = f"source {completion}; COMP_WORDS=(moh tr); COMP_CWORD=1; _moh; echo ${{COMPREPLY[@]}}"
@@ -177,34 +162,34 @@ class Cli(unittest.TestCase):
 
     def test_tokenizer_round_trip(self):
         folder, ids, back = self.folder / "tok", self.folder / "ids.npy", self.folder / "back.txt"
-        lines("tokenizer", "train", folder, "--file", self.text, "--vocab-size", 300)
-        count = lines("tokenizer", "encode", folder, "--file", self.text, "--out", ids)[-1]["tokens"]
+        json_lines("tokenizer", "train", folder, "--file", self.text, "--vocab-size", 300)
+        count = json_lines("tokenizer", "encode", folder, "--file", self.text, "--out", ids)[-1]["tokens"]
         self.assertLess(count, self.text.stat().st_size)
-        lines("tokenizer", "decode", folder, "--file", ids, "--out", back)
+        json_lines("tokenizer", "decode", folder, "--file", ids, "--out", back)
         self.assertEqual(back.read_text(), self.text.read_text())
 
     def test_wrong_usage_is_status_2(self):
-        self.fails(2, "required", "eval")
-        self.fails(2, "--no-such-flag", "info", "--no-such-flag")
-        self.fails(2, "--router", "convert", self.dense, self.folder / "no", "--router", "random")
+        refused("eval", words="required", status=2)
+        refused("info", "--no-such-flag", words="--no-such-flag", status=2)
+        refused("convert", self.dense, self.folder / "no", "--router", "random", words="--router", status=2)
 
     def test_errors_are_one_line(self):
-        self.fails(1, "config.json", "eval", self.folder, "--data", self.text)
-        self.fails(1, "does not exist", "eval", self.dense, "--data", self.folder / "nothing.txt")
-        self.fails(1, "moh-llm-tiny", "inspect", "moh-llm-x")
-        self.fails(1, "unknown backend", "info", "--backend", "sse9")
-        self.fails(1, "cuda", "eval", self.dense, "--data", self.text, "--device", "cuda")
-        self.fails(1, "context", "eval", self.dense, "--data", self.text, "--sequence", 100000)
-        self.fails(1, "did you mean `num_hidden_layers`", "train", "--preset", "llm-tiny", "--data", self.text, "--out",
-                   self.folder / "no", "--model.num_hidden_layer", 2)
-        self.fails(1, "--resume", "train", *self.small, "--data", self.text, "--out", self.dense)
+        refused("eval", self.folder, "--data", self.text, words="config.json")
+        refused("eval", self.dense, "--data", self.folder / "nothing.txt", words="does not exist")
+        refused("inspect", "moh-llm-x", words="moh-llm-tiny")
+        refused("info", "--backend", "sse9", words="unknown backend")
+        refused("eval", self.dense, "--data", self.text, "--device", "cuda", words="cuda")
+        refused("eval", self.dense, "--data", self.text, "--sequence", 100000, words="context")
+        refused("train", "--preset", "llm-tiny", "--data", self.text, "--out", self.folder / "no", "--model.num_hidden_layer",
+                2, words="did you mean `num_hidden_layers`")
+        refused("train", *self.small, "--data", self.text, "--out", self.dense, words="--resume")
         ids = self.folder / "big.npy"
         header = b"{'descr': '<u2', 'fortran_order': False, 'shape': (3,), }".ljust(117) + b"\n"
         ids.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + struct.pack("<3H", 1, 2, 9999))
-        self.fails(1, "9999", "eval", self.dense, "--data", ids)
+        refused("eval", self.dense, "--data", ids, words="9999")
         empty = self.folder / "empty.txt"
         empty.write_text("")
-        self.fails(1, "empty", "eval", self.dense, "--data", empty)
+        refused("eval", self.dense, "--data", empty, words="empty")
 
     def test_damaged_models_are_one_line(self):
         broken = self.folder / "broken"
@@ -213,14 +198,14 @@ class Cli(unittest.TestCase):
         whole = weights.read_bytes()
         for damage in (whole[:-5], whole[:6], b"\xff" * 8 + whole[8:], whole[:8] + b"[" + whole[9:], b""):
             weights.write_bytes(damage)
-            self.fails(1, "model.safetensors", "generate", broken)
+            refused("generate", broken, words="model.safetensors")
         weights.write_bytes(whole)
         config = json.loads((broken / "config.json").read_text())
         for key, value in (("num_attention_heads", 0), ("hidden_size", 1 << 40), ("vocab_size", "many"), ("moh", {"top": 1})):
             (broken / "config.json").write_text(json.dumps({**config, key: value}))
-            self.fails(1, key, "generate", broken)
+            refused("generate", broken, words=key)
         (broken / "config.json").write_text("[" * 5000)
-        self.fails(1, "config.json", "generate", broken)
+        refused("generate", broken, words="config.json")
 
 
 if __name__ == "__main__":

@@ -21,25 +21,8 @@ except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-moh = sys.argv[1]
+from tool import MOH, json_lines, refused, run  # noqa: E402
 
-
-def run(*arguments, status=0):
-    done = subprocess.run([moh, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def rows(*arguments):
-    return [json.loads(line) for line in run(*arguments, "--json").splitlines()]
-
-
-def refused(*arguments, words=(), status=1):
-    done = subprocess.run([moh, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stderr}"
-    message = done.stderr.strip()
-    assert len(message.splitlines()) == 1 and message.startswith("moh: error: "), message
-    assert all(word in message for word in words), message
 
 
 def make_pictures(folder, size=(12, 9), count=8):
@@ -60,9 +43,9 @@ def small(*more):
 def test_train_and_sample(temporary):
     data, out = temporary / "data", temporary / "model"
     make_pictures(data)
-    lines = rows("train", "--preset", "moh-dit-pixel-tiny", "--data", data, "--valid", data, "--out", out, "--steps", 6,
-                 "--batch", 4, "--validate-every", 3, "--log-every", 1, "--illustrate-every", 3, "--sheet-count", 4,
-                 "--sheet-columns", 2, "--sheet-steps", 3, *small())
+    lines = json_lines("train", "--preset", "moh-dit-pixel-tiny", "--data", data, "--valid", data, "--out", out, "--steps", 6,
+                       "--batch", 4, "--validate-every", 3, "--log-every", 1, "--illustrate-every", 3, "--sheet-count", 4,
+                       "--sheet-columns", 2, "--sheet-steps", 3, *small())
     last = lines[-1]
     assert last["step"] == 6 and last["images"] == 24 and last["active_heads"] == 0.75, last
     for key in ("loss", "load_balance_loss", "lr", "grad_norm", "images_per_second", "valid_loss"):
@@ -76,7 +59,7 @@ def test_train_and_sample(temporary):
     assert numpy.asarray(Image.open(out / "samples" / "step-0000006.png")).shape == (18, 18, 3)
 
     common = ("sample", out, "--steps", 5, "--cfg-scale", 1.5, "--seed", 3, "--clip")
-    line = rows(*common, "--class", "red,blue,1", "--count", 7, "--out", temporary / "a.npz")[-1]
+    line = json_lines(*common, "--class", "red,blue,1", "--count", 7, "--out", temporary / "a.npz")[-1]
     assert line["images"] == 7 and line["seconds"] > 0
     with numpy.load(temporary / "a.npz") as file:
         assert file.files == ["arr_0"]
@@ -111,7 +94,7 @@ def test_train_and_sample(temporary):
 
 def test_interrupt(temporary, model):
     out = temporary / "long.npz"
-    command = [moh, "sample", str(model), "--steps", "40", "--count", "60", "--batch", "2", "--out", str(out), "--seed",
+    command = [MOH, "sample", str(model), "--steps", "40", "--count", "60", "--batch", "2", "--out", str(out), "--seed",
                "9"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     part = pathlib.Path(str(out) + ".part")
@@ -182,7 +165,7 @@ def test_convert_and_inspect(temporary, model):
     folder, out = temporary / "authors", temporary / "converted"
     authors_checkpoint(model, folder / "again.pt")
     (folder / "config.json").write_text((model / "config.json").read_text())
-    line = rows("convert", folder / "again.pt", out)[-1]
+    line = json_lines("convert", folder / "again.pt", out)[-1]
     assert line["activated"] == 0.75 and line["weights"] == "model, ema", line
     assert line["layers"] == [{"heads": 4, "shared_heads": 1, "top_k": 2}] * 2, line
     for weights in ("auto", "model"):
@@ -205,11 +188,11 @@ def test_convert_and_inspect(temporary, model):
 
     count = lambda file: sum(tensor.numel() for tensor in tensors_of(file).values())
     for name in (model, out, folder / "again.pt"):
-        line = rows("inspect", name)[-1]
+        line = json_lines("inspect", name)[-1]
         assert line["parameters"] == count(model / "model.safetensors") and line["tokens"] == 16, line
         assert 0 < line["flops_per_image"] < line["dense_flops_per_image"] and line["activated"] == 0.75
     # Published counts (the paper's XL at 75 %), and FLOPs within what skipped heads can explain.
-    line = rows("inspect", "moh-dit-xl-2-75", "--html", temporary / "xl.html")[-1]
+    line = json_lines("inspect", "moh-dit-xl-2-75", "--html", temporary / "xl.html")[-1]
     assert line["parameters"] == 675689504 and abs(line["activated"] - 0.75) < 1e-9 and len(line["layers"]) == 28
     assert abs(line["dense_flops_per_image"] / 2 / 118.6e9 - 1) < 0.02  # multiply-adds of DiT-XL/2 in the DiT paper
     assert "75.0 %" in (temporary / "xl.html").read_text()
@@ -241,7 +224,7 @@ def test_features(temporary):
     run("train", "--preset", "moh-vit-cifar", "--data", data, "--out", vit, "--steps", 2, "--batch", 4, "--warmup", 1,
         "--crop", "padded", "--repeats", 1)
     names = [f"{label}/{i}.png" for label in ("blue", "red") for i in range(8)]
-    line = rows("features", vit, data, "--out", temporary / "folder.npz")[-1]
+    line = json_lines("features", vit, data, "--out", temporary / "folder.npz")[-1]
     assert line["images"] == 16
     pictures = numpy.stack([numpy.asarray(Image.open(data / name)) for name in names])
     numpy.savez(temporary / "pictures.npz", arr_0=pictures)
@@ -253,12 +236,12 @@ def test_features(temporary):
         assert numpy.abs(probabilities.sum(1) - 1).max() < 1e-5
         assert numpy.abs(array["features"] - features).max() < 1e-4  # another batch size rounds otherwise
     for name, probability in ((names[0], probabilities[0]), (names[15], probabilities[15])):
-        top = {entry["class"]: entry["probability"] for entry in rows("classify", vit, data / name)[-1]["top"]}
+        top = {entry["class"]: entry["probability"] for entry in json_lines("classify", vit, data / name)[-1]["top"]}
         assert abs(top["blue"] - probability[0]) < 1e-4 and abs(top["red"] - probability[1]) < 1e-4
     run("features", vit, data, "--limit", 4, "--out", temporary / "four.npz")
     with numpy.load(temporary / "four.npz") as four:
         assert numpy.abs(four["features"] - features[::4]).max() < 1e-4
-    line = rows("eval", "--real", temporary / "folder.npz", "--generated", temporary / "array.npz")[-1]
+    line = json_lines("eval", "--real", temporary / "folder.npz", "--generated", temporary / "array.npz")[-1]
     assert abs(line["frechet_distance"]) < 1e-3 and line["precision"] == line["recall"] == 1
     refused("features", vit, temporary / "folder.npz", "--out", temporary / "x.npz", words=["one array of pictures"])
     refused("features", vit, temporary / "nowhere", "--out", temporary / "x.npz", words=["nowhere"])
@@ -290,7 +273,7 @@ def test_metrics(temporary):
         scores.append(numpy.exp((part * (numpy.log(part) - numpy.log(part.mean(0)))).sum(1).mean()))
     numpy.savez(temporary / "real.npz", features=real, spatial=spatial[0])
     numpy.savez(temporary / "generated.npz", features=generated, spatial=spatial[1], probabilities=probabilities)
-    line = rows("eval", "--real", temporary / "real.npz", "--generated", temporary / "generated.npz")[-1]
+    line = json_lines("eval", "--real", temporary / "real.npz", "--generated", temporary / "generated.npz")[-1]
     expected = {"frechet_distance": frechet(real, generated), "spatial_frechet_distance": frechet(*spatial),
                 "inception_score": numpy.mean(scores), "inception_score_deviation": numpy.std(scores),
                 "precision": covered(generated, real), "recall": covered(real, generated)}
@@ -298,7 +281,7 @@ def test_metrics(temporary):
         assert abs(line[key] - value) < 1e-6 * max(1, abs(value)), (key, line[key], value)
     numpy.savez(temporary / "statistics.npz", mu=real.mean(0), sigma=numpy.cov(real, rowvar=False))
     numpy.save(temporary / "generated.npy", generated.astype(numpy.float32))
-    line = rows("eval", "--real", temporary / "statistics.npz", "--generated", temporary / "generated.npy")[-1]
+    line = json_lines("eval", "--real", temporary / "statistics.npz", "--generated", temporary / "generated.npy")[-1]
     assert abs(line["frechet_distance"] / expected["frechet_distance"] - 1) < 1e-4 and "precision" not in line
     numpy.savez_compressed(temporary / "small.npz", features=real)
     refused("eval", "--real", temporary / "small.npz", "--generated", temporary / "generated.npy", words=["small.npz"])

@@ -10,7 +10,6 @@ import pathlib
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,34 +23,12 @@ except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-moh = sys.argv[1]
+from tool import json_lines, refused, run  # noqa: E402
+
 CLASSES = ("blue", "red")
 SMALL = ("--preset", "moh-vit-cifar", "--model.image_size", 16, "--model.embed_dims", "[8,8,16,16]", "--model.num_heads",
          "[2,2,4,4]", "--model.depths", "[1,1,1,1]", "--model.crop", 1.0, "--moh.shared_heads", "[1,2,1,2]", "--moh.top_k",
          "[1,0,2,1]", "--batch", 4, "--warmup", 1, "--crop", "padded", "--repeats", 1, "--log-every", 1)
-
-
-def call(*arguments):
-    return subprocess.run([moh, *map(str, arguments)], capture_output=True, text=True)
-
-
-def run(*arguments, status=0):
-    done = call(*arguments)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def rows(*arguments):
-    return [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
-
-
-def refused(*arguments, words=(), status=1):
-    done = call(*arguments)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    message = done.stderr.strip()
-    assert len(message.splitlines()) == 1 and message.startswith("moh: error: "), message
-    assert all(str(word) in message for word in words), message
-    return message
 
 
 def picture(label, random, size=(16, 16)):
@@ -97,15 +74,15 @@ def test_training_skips_broken_pictures(temporary):
     for name in ("config.json", "model.safetensors", "ema.safetensors", "log.jsonl", "run.json"):
         assert (out / name).exists(), name
 
-    line = rows("eval", out, "--data", data)[-1]
+    line = json_lines("eval", out, "--data", data)[-1]
     assert line["images"] == 16 and line["skipped"] == 4 and 0 <= line["top1"] <= line["top5"] == 1, line
     told = run("eval", out, "--data", data).stdout
     assert "4 pictures could not be read and were left out; the first: [image] " in told, told
-    by_weights = {weights: rows("eval", out, "--data", data, "--weights", weights)[-1]["loss"]
-                  for weights in ("auto", "ema", "model")}
+    by_weights = {weights: json_lines("eval", out, "--data", data, "--weights", weights)[-1]["loss"]
+                        for weights in ("auto", "ema", "model")}
     assert by_weights["auto"] == by_weights["ema"] != by_weights["model"], by_weights
     refused("eval", out, "--data", data, "--weights", "mean", words=["auto, ema or model", "mean"])
-    assert rows("eval", out, "--data", data, "--image-size", 24)[-1]["images"] == 16  # position tables of another map
+    assert json_lines("eval", out, "--data", data, "--image-size", 24)[-1]["images"] == 16  # position tables of another map
     refused("eval", out, "--data", data, "--image-size", -3, words=["image_size", "-3"])
 
     alone = temporary / "alone"  # nothing that can be read
@@ -143,7 +120,7 @@ def test_fp16_and_resume(temporary):
     for dtype in ("fp16", "bf16"):
         whole, again = temporary / f"whole-{dtype}", temporary / f"again-{dtype}"
         common = ("--data", data, "--dtype", dtype, "--ema", 0.9, "--moh.beta", 0.01)
-        log = rows("train", *SMALL, *common, "--steps", 6, "--out", whole)
+        log = json_lines("train", *SMALL, *common, "--steps", 6, "--out", whole)
         assert all(numpy.isfinite(line["loss"]) for line in log)
         assert (log[-1].get("loss_scale", 0) >= 1) == (dtype == "fp16"), log[-1]
         run("train", *SMALL, *common, "--steps", 6, "--checkpoint-every", 3, "--out", again)
@@ -178,7 +155,7 @@ def test_odd_pictures(temporary, model):
     folder.mkdir()
     for name, content in odd.items():
         (folder / name).write_bytes(content)
-    lines = rows("classify", model, *(folder / name for name in odd))
+    lines = json_lines("classify", model, *(folder / name for name in odd))
     assert [pathlib.Path(line["file"]).name for line in lines] == list(odd)
     for line in lines:
         assert {entry["class"] for entry in line["top"]} == set(CLASSES), line
@@ -216,14 +193,14 @@ def test_odd_pictures(temporary, model):
 
 def test_head_load(temporary, model):
     html = temporary / "load.html"
-    line = rows("inspect", model, "--data", temporary / "data", "--html", html)[-1]
+    line = json_lines("inspect", model, "--data", temporary / "data", "--html", html)[-1]
     load = numpy.array(line["head_load"])  # of the last routed layer: 2 shared, 1 of 2 routed heads
     assert load.shape == (2, 2) and numpy.abs(load.sum(1) - 1).max() < 1e-9 and line["head_load_images"] == 16, line
     assert line["head_load_layer"] == "block4.0.attn" and 0 <= line["top1"] <= 1
     report = html.read_text()
     for word in ("Head load by class", "block4.0.attn", "blue", "red", "routed head", "<svg"):
         assert word in report, word
-    line = rows("inspect", "moh-vit-b-50")[-1]
+    line = json_lines("inspect", "moh-vit-b-50")[-1]
     assert line["parameters"] == 90023512 and abs(line["activated"] - 0.5) < 1e-9
     assert line["flops_per_image"] < line["dense_flops_per_image"]
 
