@@ -73,17 +73,12 @@ void unnormalize(float* grad, const float* unit, float inverse_norm, int64_t pad
     store(grad + d, (load(grad + d) - load(unit + d) * along) * inverse_norm);
 }
 
-void backward_block(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h, const int32_t* rows,
-                    int64_t count, const Scratch& s, const Sums& sums, float* pool_key, float* pool_value,
-                    const Learned& mine) {
-  const int64_t dim = padded.dim, places = p.places(), heads = p.num_heads;
+// From da to ds, row by row. The block's weights become what the sums after it need: `pool` g a, `local` ds, `learned`
+// g (a + t), and in the scratch grad_pool ds, grad_local g da.
+void score_gradients(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h,
+                     const int32_t* rows, int64_t count, const Scratch& s, const Learned& mine) {
+  const int64_t dim = padded.dim, heads = p.num_heads;
   const Weights& w = s.weights;
-  for (int64_t i = 0; i < count; ++i) {
-    read_row(&s.grad[i * dim], row_at(p.grad_out, p.dtype, b, rows[i], h), p.grad_out.stride[3], p.head_dim, dim,
-             p.dtype, 1.0F);
-  }
-  multiply(count, padded.pooled, p.head_dim, s.grad.data, dim, 1, s.pooled.value_transposed.data, padded.pooled,
-           s.grad_pool.data, padded.pooled, false);
   for (int64_t i = 0; i < count; ++i) {  // da of the window
     for (int64_t j = 0; j < padded.places; ++j) {
       const int64_t neighbour = w.neighbour[i * padded.places + j];  // -1 beyond the places too
@@ -119,6 +114,13 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
       store(grad_local + j, gated);
     }
   }
+}
+
+// The window's share of du, and of the gradients of its keys and values.
+void window_gradients(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h, int64_t count,
+                      const Scratch& s, const Sums& sums) {
+  const int64_t dim = padded.dim, places = p.places();
+  const Weights& w = s.weights;
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t d = 0; d < dim; d += kWidth) {
       const Vec u = load(&w.scaled[i * dim + d]), grad = load(&s.grad[i * dim + d]);
@@ -128,7 +130,7 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
         if (neighbour < 0) continue;
         const float ds = w.local[i * padded.places + j];
         const int64_t token = s.keys.first_row * p.width + neighbour;
-        const int64_t place = ((b * heads + h) * p.map() + token) * dim + d;
+        const int64_t place = ((b * p.num_heads + h) * p.map() + token) * dim + d;
         du += load(&s.keys.key[neighbour * dim + d]) * ds;
         store(&sums.key[place], load(&sums.key[place]) + u * ds);
         store(&sums.value[place], load(&sums.value[place]) + grad * w.learned[i * padded.places + j]);
@@ -136,6 +138,21 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
       store(&s.grad_scaled[i * dim + d], du);
     }
   }
+}
+
+void backward_block(const AggregatedAttentionParams& p, const Padded& padded, int64_t b, int64_t h, const int32_t* rows,
+                    int64_t count, const Scratch& s, const Sums& sums, float* pool_key, float* pool_value,
+                    const Learned& mine) {
+  const int64_t dim = padded.dim, places = p.places();
+  const Weights& w = s.weights;
+  for (int64_t i = 0; i < count; ++i) {
+    read_row(&s.grad[i * dim], row_at(p.grad_out, p.dtype, b, rows[i], h), p.grad_out.stride[3], p.head_dim, dim,
+             p.dtype, 1.0F);
+  }
+  multiply(count, padded.pooled, p.head_dim, s.grad.data, dim, 1, s.pooled.value_transposed.data, padded.pooled,
+           s.grad_pool.data, padded.pooled, false);
+  score_gradients(p, padded, b, h, rows, count, s, mine);
+  window_gradients(p, padded, b, h, count, s, sums);
   multiply(count, dim, p.pooled, s.grad_pool.data, padded.pooled, 1, s.pooled.key.data, dim, s.grad_scaled.data, dim,
            true);
   multiply(p.pooled, dim, count, s.grad_pool.data, 1, padded.pooled, w.scaled.data, dim, pool_key, dim, true);
