@@ -205,6 +205,18 @@ def test_head_load(temporary, model):
     assert line["flops_per_image"] < line["dense_flops_per_image"]
 
 
+def test_example(temporary):
+    """The model that the README classifies with."""
+    example = pathlib.Path(__file__).parents[2] / "examples" / "moh-vit-cifar"
+    assert json_lines("inspect", example)[-1]["parameters"] == 1602346
+    Image.fromarray(picture(0, numpy.random.default_rng(0), (40, 32))).save(temporary / "blue.png")
+    top = json_lines("classify", example, temporary / "blue.png")[-1]["top"]
+    classes = json.loads((example / "config.json").read_text())["classes"]
+    assert len({one["class"] for one in top} & set(classes)) == 5, top
+    assert [one["probability"] for one in top] == sorted((one["probability"] for one in top), reverse=True)
+    assert top[0]["class"] in ("airplane", "ship", "bird"), top  # what has sky or sea behind it
+
+
 class Harm:
     def __init__(self, command):
         self.command = command
@@ -256,5 +268,6 @@ with tempfile.TemporaryDirectory() as folder:
     test_fp16_and_resume(temporary)
     test_odd_pictures(temporary, model)
     test_head_load(temporary, model)
+    test_example(temporary)
     test_files_that_mean_harm(temporary)
 print("ok")
