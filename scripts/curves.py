@@ -1,6 +1,6 @@
 """Learning curves of training folders as a report.
 
-    scripts/curves.py OUT.json KEY NAME=FOLDER[,FOLDER...] ... [--title TITLE] [--label LABEL]
+    .venv/bin/python scripts/curves.py OUT.json KEY NAME=FOLDER[,FOLDER...] ... [--title TITLE] [--label LABEL]
 
 KEY of log.jsonl over the steps, e.g. valid_top1 or valid_perplexity; folders of one NAME are its seeds: their mean.
 `moh report OUT.json --out OUT.html` draws it.
@@ -42,7 +42,7 @@ def main():
 
     label = options.label or options.key
     plot = {"type": "lines", "title": label, "x_label": "step", "y_label": label, "series": series}
-    report = {"title": options.title, "sections": [{"heading": options.title, "items": [plot]}]}
+    report = {"title": options.title, "sections": [{"heading": "Over training", "items": [plot]}]}
     pathlib.Path(options.out).write_text(json.dumps(report))
 
 

@@ -10,7 +10,7 @@
 namespace moh::svg {
 namespace {
 
-constexpr double kWidth = 640, kHeight = 300, kLeft = 66, kRight = 14, kTop = 12, kBottom = 34;
+constexpr double kWidth = 640, kHeight = 300, kLeft = 66, kRight = 26, kTop = 12, kBottom = 34;
 constexpr std::size_t kMaxPoints = 800;  // of a drawn line; longer ones are thinned
 constexpr std::size_t kMaxDots = 60;     // a line of at most so many points shows them, each with its value on hover
 constexpr std::size_t kColours = 6;
