@@ -184,9 +184,8 @@ struct Weights {
         neighbour(kMapBlock * padded.places),
         down(padded.places),
         right(padded.places) {
-    constexpr int32_t kOutside = 1 << 29;  // of every map
-    for (int64_t j = 0; j < padded.places; ++j) {
-      down[j] = j < p.places() ? static_cast<int32_t>(j / p.window - p.window / 2) : kOutside;
+    for (int64_t j = 0; j < padded.places; ++j) {  // beyond the places: below the map, wherever the token is
+      down[j] = static_cast<int32_t>(j < p.places() ? j / p.window - p.window / 2 : p.height);
       right[j] = static_cast<int32_t>(j % p.window - p.window / 2);
     }
   }
