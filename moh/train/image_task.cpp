@@ -34,13 +34,15 @@ struct ImageTask::Loader {
   data::PictureFormat format;
   std::int64_t classes;
   std::int64_t count = 0;  // pictures a batch
-  std::unique_ptr<data::OrderedLoader<Batch>> batches;
   Clock::time_point since = Clock::now();
   double paused = 0;  // seconds of validation, during which nobody takes
 
   mutable std::mutex mutex;
   std::map<std::int64_t, std::vector<std::int32_t>> orders;  // by epoch; the newest few
   std::map<std::int64_t, std::string> broken;                // picture, its error
+
+  // The last member, so that its threads end before what they use.
+  std::unique_ptr<data::OrderedLoader<Batch>> batches;
 
   Loader(const data::ImageFolder& from, const ImageTaskOptions& with, const models::VitConfig& config)
       : folder(from), options(with), format(eval::picture_format(config)), classes(config.num_classes) {}
