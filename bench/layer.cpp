@@ -238,6 +238,7 @@ Row run_layer(const Case& c, const Options& options) {
   for (const bool fused : {true, false}) {
     for (const bool contiguous : {true, false}) {
       for (const bool onednn : {true, false}) {
+        if (onednn && c.dtype != "fp32") continue;  // moh takes at::linear there too
         const DenseForm form{fused, contiguous, onednn};
         forms.push_back({form.name(), side([&layer, form, authors] { return dense_forward(layer, form, authors); })});
       }

@@ -1,6 +1,7 @@
 """What breaks from outside: NaN weights, a full disk, folders that cannot be written, prompts that are too long. One clear
 line each, and what was there before stays. And memory: a model is not loaded twice."""
 
+import functools
 import json
 import os
 import pathlib
@@ -13,8 +14,10 @@ import sys
 import tempfile
 import unittest
 
-from tool import MOH, json_lines, refused, run
+import tool
+from tool import MOH, json_lines, run
 
+refused = functools.partial(tool.refused, alone=False)  # what a training told before stands
 BASE = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
 
 
@@ -154,8 +157,8 @@ class Robustness(unittest.TestCase):
         measured = ["convert", self.dense(), self.folder / "none9", "--shared-by", "importance"]
         for command in (["eval", self.model], ["inspect", self.model], tuned, [*fresh, "--model.vocab_size", 256], measured,
                         ["tokenizer", "decode", self.model]):
-            refused(*command, "--file" if command[0] == "tokenizer" else "--data", outside, words=["token id 256",
-                    "position 321", "vocabulary of 256"])
+            refused(*command, "--file" if command[0] == "tokenizer" else "--data", outside,
+                    words=["token id 256", "position 321", "vocabulary of 256"])
             refused(*command, "--file" if command[0] == "tokenizer" else "--data", nothing, words="empty")
         self.assertFalse((self.folder / "none9").exists())
         refused("train", *self.small, "--data", self.text, "--out", self.folder / "none6", "--sequence", 500,

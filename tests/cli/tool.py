@@ -22,9 +22,11 @@ def json_lines(*arguments):
     return [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
 
 
-def refused(*arguments, words=(), status=1, **options):
-    """Ends with one line of error, what it told before aside, with these words in it; returns the line."""
-    told = run(*arguments, status=status, **options).stderr.splitlines()
-    assert told[-1].startswith("moh: error: ") and sum(line.startswith("moh: error") for line in told) == 1, told
-    assert all(str(word) in told[-1] for word in ([words] if isinstance(words, str) else words)), told
-    return told[-1]
+def refused(*arguments, words=(), status=1, alone=True, **options):
+    """Ends with one line of error with these words in it, which is returned; `alone`: nothing else stands before it."""
+    told = run(*arguments, status=status, **options).stderr
+    lines = told.splitlines()
+    assert told.endswith("\n") and lines[-1].startswith("moh: error: "), told
+    assert sum(line.startswith("moh: error") for line in lines) == 1 and (not alone or len(lines) == 1), told
+    assert all(str(word) in lines[-1] for word in ([words] if isinstance(words, str) else words)), told
+    return lines[-1]

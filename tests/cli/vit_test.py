@@ -79,7 +79,7 @@ def test_training_skips_broken_pictures(temporary):
     told = run("eval", out, "--data", data).stdout
     assert "4 pictures could not be read and were left out; the first: [image] " in told, told
     by_weights = {weights: json_lines("eval", out, "--data", data, "--weights", weights)[-1]["loss"]
-                        for weights in ("auto", "ema", "model")}
+                  for weights in ("auto", "ema", "model")}
     assert by_weights["auto"] == by_weights["ema"] != by_weights["model"], by_weights
     refused("eval", out, "--data", data, "--weights", "mean", words=["auto, ema or model", "mean"])
     assert json_lines("eval", out, "--data", data, "--image-size", 24)[-1]["images"] == 16  # position tables of another map
