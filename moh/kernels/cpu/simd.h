@@ -164,15 +164,7 @@ static inline void write_row(char* to, int64_t stride, const float* from, int64_
   if (dtype == DType::kFloat32) {
     float* row = reinterpret_cast<float*>(to);
     if (stride == 1) {
-      int64_t i = 0;
-      for (; i + kWidth <= size; i += kWidth) store(row + i, load(from + i) * factor);
-#if MOH_VECTOR_BYTES == 64
-      if (i + kHalf <= size) {
-        store_half(row + i, load_half(from + i) * factor);
-        i += kHalf;
-      }
-#endif
-      for (; i < size; ++i) row[i] = factor * from[i];
+      read_elements(row, from, 1, size, factor);
     } else {
       for (int64_t i = 0; i < size; ++i) row[i * stride] = factor * from[i];
     }
