@@ -86,6 +86,14 @@ Tensor add_noise(const Schedule& s, const Tensor& x_start, const Tensor& t, cons
          coefficient(s.sqrt_one_minus_alphas_cumprod, t, x_start) * noise;
 }
 
+Tensor noise_from_velocity(const Schedule& s, const Tensor& output, const Tensor& x, const Tensor& t) {
+  check_shapes(output, x, t);
+  const std::int64_t channels = x.size(1);
+  const Tensor noise = coefficient(s.sqrt_alphas_cumprod, t, x) * output.narrow(1, 0, channels) +
+                       coefficient(s.sqrt_one_minus_alphas_cumprod, t, x) * x;
+  return at::cat({noise, output.narrow(1, channels, output.size(1) - channels)}, 1);
+}
+
 Prediction predict(const Schedule& s, const Tensor& output, const Tensor& x, const Tensor& t, bool clip) {
   check_shapes(output, x, t);
   const std::int64_t channels = x.size(1);
@@ -108,15 +116,20 @@ Prediction predict(const Schedule& s, const Tensor& output, const Tensor& x, con
 }
 
 LossTerms training_loss(const Schedule& s, const Tensor& output, const Tensor& x_start, const Tensor& x_t,
-                        const Tensor& t, const Tensor& noise) {
+                        const Tensor& t, const Tensor& noise, Target target) {
   check_shapes(output, x_start, t);
   const std::int64_t channels = x_start.size(1);
   const Tensor predicted = output.narrow(1, 0, channels);
+  const bool is_velocity = target == Target::kVelocity;
+  const Tensor goal = is_velocity ? coefficient(s.sqrt_alphas_cumprod, t, x_start) * noise -
+                                        coefficient(s.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+                                  : noise;
   LossTerms terms;
-  terms.mse = mean_of_rest((noise - predicted).square());
+  terms.mse = mean_of_rest((goal - predicted).square());
   terms.loss = terms.mse;
   if (output.size(1) == channels) return terms;
-  const Tensor frozen = at::cat({predicted.detach(), output.narrow(1, channels, channels)}, 1);
+  Tensor frozen = at::cat({predicted.detach(), output.narrow(1, channels, channels)}, 1);
+  if (is_velocity) frozen = noise_from_velocity(s, frozen, x_t, t);
   const Prediction prediction = predict(s, frozen, x_t, t, /*clip=*/false);
   const Normal model{prediction.mean, prediction.log_variance};
   const Tensor divergence = mean_of_rest(kl_divergence(posterior(s, x_start, x_t, t), model));

@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include "moh/base/error.h"
+#include "moh/diffusion/gaussian.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::generate {
@@ -62,9 +63,13 @@ Tensor sample_pictures(const models::Dit& model, const models::Vae* vae, const P
   const auto& config = model.config();
   const std::int64_t size = options.size > 0 ? options.size : config.input_size;
   const diffusion::Sampler sampler(options.sampler);
+  const diffusion::Schedule trained = diffusion::linear_schedule();  // that t counts in
   const Tensor latents = sampler.run(
-      [&](const Tensor& x, const Tensor& t, const Tensor& y) {
-        return run_network(model, options.autocast, static_cast<std::int64_t>(pictures.numbers.size()), x, t, y);
+      [&](const Tensor& x, const Tensor& t, const Tensor& y) -> Tensor {
+        const auto count = static_cast<std::int64_t>(pictures.numbers.size());
+        const Tensor output = run_network(model, options.autocast, count, x, t, y);
+        return config.predicts_velocity() ? diffusion::noise_from_velocity(trained, output.to(at::kFloat), x, t)
+                                          : output;
       },
       {config.in_channels, size, size}, pictures, config.num_classes, on_step, model.device());
   if (!latents.defined()) return latents;

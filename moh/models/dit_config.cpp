@@ -99,6 +99,8 @@ void check_dit_config(const DitConfig& config, const std::string& where) {
             config.mlp_ratio);
   MOH_CHECK(config.class_dropout >= 0 && config.class_dropout <= 1, "[", where,
             "] `class_dropout` must be in 0..1, got ", config.class_dropout);
+  MOH_CHECK(config.prediction_type == "epsilon" || config.predicts_velocity(), "[", where,
+            "] `prediction_type` must be epsilon or v_prediction, got `", config.prediction_type, "`");
   MOH_CHECK(config.space == "latent" || config.space == "pixel", "[", where, "] `space` must be latent or pixel, got `",
             config.space, "`");
   MOH_CHECK(config.classes.empty() || static_cast<std::int64_t>(config.classes.size()) == config.num_classes, "[",

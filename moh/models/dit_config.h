@@ -31,8 +31,9 @@ struct DitConfig {
   std::int64_t num_classes = 1000;
   double mlp_ratio = 4.0, class_dropout = 0.1;  // class_dropout > 0: the label table has a row for "no class"
   bool learn_sigma = true;
-  std::string space = "latent";      // what x is: "latent" of the Stable Diffusion VAE, or "pixel" in [-1, 1]
-  std::vector<std::string> classes;  // names, if known
+  std::string prediction_type = "epsilon";  // what the network predicts: the noise, or "v_prediction", the velocity
+  std::string space = "latent";             // what x is: "latent" of the Stable Diffusion VAE, or "pixel" in [-1, 1]
+  std::vector<std::string> classes;         // names, if known
   std::vector<std::int64_t> num_heads;
   std::optional<DitMohConfig> moh;
 
@@ -49,10 +50,12 @@ struct DitConfig {
     visit("num_classes", num_classes, "classes");
     visit("class_dropout", class_dropout, "share of training labels that are hidden, for classifier-free guidance");
     visit("learn_sigma", learn_sigma, "the network gives the variance too");
+    visit("prediction_type", prediction_type, "what is predicted: epsilon (the noise) or v_prediction (the velocity)");
     visit("space", space, "latent (of the Stable Diffusion VAE) or pixel");
     visit("classes", classes, "names of the classes");
   }
 
+  bool predicts_velocity() const { return prediction_type == "v_prediction"; }
   std::int64_t out_channels() const { return learn_sigma ? 2 * in_channels : in_channels; }
   std::int64_t mlp_size() const { return static_cast<std::int64_t>(static_cast<double>(hidden_size) * mlp_ratio); }
   std::int64_t label_rows() const { return num_classes + (class_dropout > 0 ? 1 : 0); }

@@ -82,7 +82,9 @@ BatchLoss DitTask::loss_of(const Batch& batch) const {
     const ops::Autocast autocast(options_.autocast, model_.device().type());
     output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels);
   }
-  const auto terms = diffusion::training_loss(schedule_, output.y, batch.x_start, x_t, batch.t, batch.noise);
+  const auto terms = diffusion::training_loss(
+      schedule_, output.y, batch.x_start, x_t, batch.t, batch.noise,
+      model_.config().predicts_velocity() ? diffusion::Target::kVelocity : diffusion::Target::kNoise);
   BatchLoss loss;
   loss.objective = terms.loss.mean();
   loss.loss = loss.objective.item<double>();

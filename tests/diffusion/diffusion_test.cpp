@@ -70,6 +70,31 @@ TEST(Schedule, RespacingKeepsTheNoiseLevels) {
   }
 }
 
+// A velocity is sqrt(abar) noise - sqrt(1 - abar) x_0. Said in noise it is that noise, its error is 1 / abar times the
+// noise's, and the variational term is the one of the same prediction said in noise.
+TEST(Velocity, SaysTheSameAsTheNoise) {
+  const Schedule schedule = linear_schedule();
+  const at::TensorOptions f64(at::kDouble);
+  const Tensor x_start = at::rand({6, 3, 4, 4}, f64) * 2 - 1, noise = at::randn({6, 3, 4, 4}, f64);
+  const Tensor t = at::tensor({0L, 1L, 120L, 500L, 900L, 999L});
+  const Tensor x_t = add_noise(schedule, x_start, t, noise);
+  const Tensor abar = at::tensor(schedule.alphas_cumprod, f64).index_select(0, t).view({6, 1, 1, 1});
+  const Tensor velocity = abar.sqrt() * noise - (1 - abar).sqrt() * x_start;
+  const Tensor wrong = velocity + 0.1 * at::randn_like(velocity), variance = at::rand_like(velocity);
+  EXPECT_LT((noise_from_velocity(schedule, velocity, x_t, t) - noise).abs().max().item<double>(), 1e-12);
+
+  const Tensor output = at::cat({wrong, variance}, 1).set_requires_grad(true);
+  const Tensor in_noise = noise_from_velocity(schedule, output.detach(), x_t, t);
+  EXPECT_TRUE(in_noise.narrow(1, 3, 3).equal(variance));
+  const LossTerms of_velocity = training_loss(schedule, output, x_start, x_t, t, noise, Target::kVelocity);
+  const LossTerms of_noise = training_loss(schedule, in_noise, x_start, x_t, t, noise);
+  EXPECT_TRUE(at::allclose(of_velocity.mse, (velocity - wrong).square().flatten(1).mean(1), 1e-12, 0));
+  EXPECT_TRUE(at::allclose(of_velocity.mse * abar.flatten(), of_noise.mse, 1e-6, 0));
+  EXPECT_TRUE(at::allclose(of_velocity.vb, of_noise.vb, 1e-6, 0));
+  of_velocity.vb.sum().backward();
+  EXPECT_EQ(output.grad().narrow(1, 0, 3).abs().max().item<double>(), 0);  // the mean learns from the mse alone
+}
+
 TEST(Samplers, DpmSolverIsOfSecondOrder) {
   const Schedule full = linear_schedule();
   const Tensor x = at::linspace(-3, 3, 32, at::kDouble).reshape({32, 1});
