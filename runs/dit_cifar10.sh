@@ -43,8 +43,14 @@ for preset in ${PRESETS:-moh-dit-pixel-tiny dit-pixel-tiny}; do
   done
 done
 
-# One line a model and scale: distance, inception score in the classifier's classes, precision, recall.
+# One line a model and scale: distance, inception score in the classifier's classes, precision, recall, and the share of
+# pictures that the classifier takes for the class they were made for (`moh sample` makes the classes in turn).
 for file in "$OUT"/*-features.npz; do
-  name=$(basename "$file" -features.npz)
-  $moh eval --real "$OUT/test.npz" --generated "$file" --json | sed "s/^{/{\"model\":\"$name\",/"
+  $moh eval --real "$OUT/test.npz" --generated "$file" --json | .venv/bin/python -c '
+import json, pathlib, sys
+import numpy
+found = numpy.load(sys.argv[1])["probabilities"]
+right = found.argmax(1) == numpy.arange(len(found)) % found.shape[1]
+name = pathlib.Path(sys.argv[1]).name.removesuffix("-features.npz")
+print(json.dumps({"model": name, **json.load(sys.stdin), "classified_as_asked": right.mean()}))' "$file"
 done | tee "$OUT/table.jsonl"
