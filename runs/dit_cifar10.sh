@@ -4,10 +4,10 @@
 #   DATA   folder with train and test, one subfolder of 32x32 pictures per class (required)
 #   VIT    that MoH-ViT's folder; trained first if it is not there
 #   OUT    results: MODEL/ (training folder with samples/), sheet-MODEL-SCALE.png, MODEL-SCALE.npz, table.jsonl
-# 64 tokens of 4x4 pixels, trained for the velocity in STEPS of 64 pictures (150 a second on one core of a Zen 5 with --threads 1: 80
-# minutes a model); SAMPLES pictures per model and guidance scale, made by DPM-Solver++ in 25 steps. PRESETS, SCALES and further flags (they reach `moh
-# train`) as you like. DTYPE=fp32 is the faster one on CPUs without bf16 instructions. Run it again after an
-# interruption: what is done stays.
+# 64 tokens of 4x4 pixels, trained for the velocity in STEPS of 64 pictures (150 a second on one core of a Zen 5 with
+# --threads 1: 80 minutes a model); SAMPLES pictures per model and guidance scale, made by DPM-Solver++ in 25 steps.
+# PRESETS, SCALES and further flags (they reach `moh train`) as you like. DTYPE=fp32 is the faster one on CPUs without
+# bf16 instructions. Run it again after an interruption: what is done stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${DATA:?folder with train and test}
