@@ -2,6 +2,7 @@
 #include "moh/train/dit_task.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -27,6 +28,7 @@ class DitTaskTest : public testing::Test {
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("moh_dit_task_" + std::to_string(getpid()));
     fs::create_directories(folder_);
+    at::set_num_threads(1);  // so small a model only waits for its threads, long on a busy machine
   }
   void TearDown() override { fs::remove_all(folder_); }
 
