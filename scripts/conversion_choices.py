@@ -10,7 +10,6 @@ import sys
 
 MOH = pathlib.Path(__file__).resolve().parent.parent / "build" / "moh"
 SHARES = (0.5, 0.625, 0.75, 0.875)
-COLOURS = 6  # of the report's plots; lines beyond are dashed
 
 
 def choices(calibration):
@@ -105,7 +104,7 @@ def main():
         columns = list(zip(*rows))
         print(f"| {name} |", " | ".join(cell(column) for column in columns), "|", flush=True)
         points = [(100 * share, statistics.mean(column)) for share, column in zip((*SHARES, 1), columns) if None not in column]
-        series.append({"name": name, "x": [x for x, _ in points], "y": [y for _, y in points], "dashed": len(series) >= COLOURS})
+        series.append({"name": name, "x": [x for x, _ in points], "y": [y for _, y in points]})
 
     for name, conversion in choices(options.calibration).items():
         show(name, [[*experiment.converted(model, base, conversion), 0.0] for model, base in zip(options.models, dense)])

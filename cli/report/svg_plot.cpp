@@ -154,7 +154,7 @@ void add_reference_lines(const Json& item, Axis& y) {
   }
 }
 
-std::string line(const Json& series, std::size_t colour, const Axis& x, const Axis& y) {
+std::string line(const Json& series, std::size_t colour, bool dashed, const Axis& x, const Axis& y) {
   const Json xs = list(series, "x"), ys = list(series, "y");
   const std::size_t count = std::min(xs.size(), ys.size()), stride = (count + kMaxPoints - 1) / kMaxPoints;
   const std::string name = text_at(series, "name");
@@ -171,7 +171,7 @@ std::string line(const Json& series, std::size_t colour, const Axis& x, const Ax
   }
   if (points.empty()) return "";
   return fmt::format("<polyline class=\"c{}{}\" points=\"{}\"><title>{}</title></polyline>", colour,
-                     flag(series, "dashed") ? " dashed" : "", points, name) +
+                     dashed ? " dashed" : "", points, name) +
          dots;
 }
 
@@ -226,10 +226,11 @@ std::string line_plot(const Json& item) {
   std::string lines;
   for (std::size_t i = 0; i < series.size(); ++i) {
     const std::size_t colour = i % kColours;
-    const std::string drawn = line(series[i], colour, x, y);
+    const bool dashed = flag(series[i], "dashed") || i >= kColours;  // colours come again after the last one
+    const std::string drawn = line(series[i], colour, dashed, x, y);
     if (drawn.empty()) continue;
     lines += drawn;
-    legend += key(fmt::format("f{}{}", colour, flag(series[i], "dashed") ? " dash" : ""), text_at(series[i], "name"));
+    legend += key(fmt::format("f{}{}", colour, dashed ? " dash" : ""), text_at(series[i], "name"));
   }
   picture += reference_lines(item, y, legend) + lines;
   return framed(item, legend, picture + "</svg>");
