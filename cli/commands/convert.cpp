@@ -11,9 +11,9 @@
 #include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
-#include "moh/io/tokenizer.h"
 #include "moh/models/conversion.h"
 #include "moh/models/llama.h"
+#include "moh/text/tokenizer.h"
 
 namespace moh::cli {
 namespace {
@@ -75,7 +75,7 @@ models::Llama make_moh(const Context& context, const Options& options, models::L
     MOH_CHECK(!options.data.empty(),
               "[convert] --shared-by importance, --budget global and --fit-router measure heads "
               "on text: name it by --data");
-    const auto tokenizer = io::load_tokenizer(options.in);
+    const auto tokenizer = text::load_tokenizer(options.in);
     text = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
     calibration.text = &*text;
     models::LlamaConfig dense = config;

@@ -26,7 +26,7 @@ int run_eval(const Context& context, const Options& options) {
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
-  const auto tokenizer = io::load_tokenizer(options.model);
+  const auto tokenizer = text::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
   Progress progress("eval");
   const auto start = std::chrono::steady_clock::now();

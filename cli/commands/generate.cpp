@@ -9,8 +9,8 @@
 #include "cli/command.h"
 #include "cli/run_time_heads.h"
 #include "moh/generate/end_tokens.h"
-#include "moh/io/tokenizer.h"
-#include "moh/io/utf8.h"
+#include "moh/text/tokenizer.h"
+#include "moh/text/utf8.h"
 
 namespace moh::cli {
 namespace {
@@ -35,7 +35,7 @@ int run_generate(const Context& context, Options options) {
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
-  const auto tokenizer = io::load_tokenizer(options.model);
+  const auto tokenizer = text::load_tokenizer(options.model);
   options.sampling.seed = context.seed;
   std::vector<std::int64_t> prompt;
   // Without a tokenizer file only the model knows whether it has a BOS token.
@@ -55,7 +55,7 @@ int run_generate(const Context& context, Options options) {
   // SentencePiece marks the start of the text with a space of its own.
   const bool drops_space = tokenizer->strips_leading_space() && options.prompt.empty();
   std::string text;
-  io::Utf8Stream characters;  // a token may end inside a character
+  text::Utf8Stream characters;  // a token may end inside a character
   bool at_start = true, stopped = false;
   std::size_t shown = 0;
   const bool streams = !context.json;

@@ -85,7 +85,7 @@ int inspect(const Context& context, const Options& options) {
     model.to(context.torch_device());
     options.heads.apply(model.mutable_config());
     io::check_finite(model.parameters(), options.model);
-    const auto tokenizer = io::load_tokenizer(options.model);
+    const auto tokenizer = text::load_tokenizer(options.model);
     const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
     load = eval::head_load(model, stream, options.sequence, options.max_windows);
     line["head_load"] = load->share;

@@ -6,8 +6,8 @@
 
 #include "cli/commands/training_kind.h"
 #include "moh/io/files.h"
-#include "moh/io/tokenizer.h"
 #include "moh/ops/autocast.h"
+#include "moh/text/tokenizer.h"
 #include "moh/train/language_task.h"
 
 namespace moh::cli {
@@ -19,7 +19,7 @@ struct Options {
 };
 
 // The configuration of a new model: preset, then tokenizer, then [model] and [moh] of --config and of the command line.
-models::LlamaConfig new_model_config(const LanguageRun& run, const io::Tokenizer* tokenizer, const Json& sections) {
+models::LlamaConfig new_model_config(const LanguageRun& run, const text::Tokenizer* tokenizer, const Json& sections) {
   models::LlamaConfig config = models::llama_preset(run.preset);
   if (tokenizer != nullptr) {
     config.vocab_size = std::max<std::int64_t>(tokenizer->vocab_size(), 1);
@@ -77,8 +77,8 @@ int train(const Context& context, const Options& options, bool from_preset) {
 
   // Tokenizer: of the model to tune, or the one named; text without one is read as bytes.
   const std::string tokenizer_folder = from_preset ? run.tokenizer : run.model;
-  std::shared_ptr<const io::Tokenizer> tokenizer =
-      tokenizer_folder.empty() ? io::bytes_tokenizer() : io::load_tokenizer(tokenizer_folder);
+  std::shared_ptr<const text::Tokenizer> tokenizer =
+      tokenizer_folder.empty() ? text::bytes_tokenizer() : text::load_tokenizer(tokenizer_folder);
 
   const auto load_model = [&]() -> models::Llama {
     if (!checkpoint.empty()) return models::Llama::load(checkpoint, at::kFloat);

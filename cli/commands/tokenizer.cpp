@@ -1,5 +1,5 @@
 // moh tokenizer encode|decode|train.
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
 #include <fmt/format.h>
 
@@ -22,7 +22,7 @@ struct Options {
 };
 
 int encode(const Context& context, const Options& options) {
-  const auto tokenizer = io::load_tokenizer(options.folder);
+  const auto tokenizer = text::load_tokenizer(options.folder);
   const std::string text = io::read_file(options.file);
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::int64_t> ids = tokenizer->encode(text, options.parse_special);
@@ -45,7 +45,7 @@ int encode(const Context& context, const Options& options) {
 }
 
 int decode(const Context& context, const Options& options) {
-  const auto tokenizer = io::load_tokenizer(options.folder);
+  const auto tokenizer = text::load_tokenizer(options.folder);
   const auto stream = data::TokenStream::open(options.file, nullptr, tokenizer->vocab_size());
   std::vector<std::int64_t> ids(stream.size());
   for (std::int64_t i = 0; i < stream.size(); ++i) ids[i] = stream[i];
@@ -66,8 +66,8 @@ int train(const Context& context, const Options& options) {
   std::error_code error;
   std::filesystem::create_directories(options.folder, error);
   MOH_CHECK(!error, "[tokenizer] cannot make folder ", options.folder, ": ", error.message());
-  io::train_tokenizer(options.file, options.folder, options.vocab_size);
-  const auto tokenizer = io::load_tokenizer(options.folder);
+  text::train_tokenizer(options.file, options.folder, options.vocab_size);
+  const auto tokenizer = text::load_tokenizer(options.folder);
   context.emit({{"tokens", tokenizer->vocab_size()}, {"out", options.folder}});
   context.say(fmt::format("{}/tokenizer.model: {} pieces", options.folder, tokenizer->vocab_size()));
   return 0;

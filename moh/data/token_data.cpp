@@ -29,7 +29,7 @@ std::vector<std::string> text_files(const std::string& path) {
 
 }  // namespace
 
-TokenStream TokenStream::open(const std::string& path, const io::Tokenizer* tokenizer, std::int64_t vocab_size) {
+TokenStream TokenStream::open(const std::string& path, const text::Tokenizer* tokenizer, std::int64_t vocab_size) {
   MOH_CHECK(fs::exists(path), "[data] ", path, " does not exist");
   TokenStream stream;
   const std::string extension = fs::path(path).extension().string();

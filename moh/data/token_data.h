@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "moh/io/files.h"
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
 namespace moh::data {
 
@@ -20,7 +20,7 @@ class TokenStream {
   // PATH.npy (one dimension), PATH.bin (uint16 ids; uint32 where vocab_size > 65536), a text file, or a folder whose
   // *.txt files are joined in order of their names. Text needs `tokenizer`; a BOS is put before every text file if the
   // tokenizer adds one. Errors: missing or empty data, an id outside [0, vocab_size), named with its position.
-  static TokenStream open(const std::string& path, const io::Tokenizer* tokenizer, std::int64_t vocab_size);
+  static TokenStream open(const std::string& path, const text::Tokenizer* tokenizer, std::int64_t vocab_size);
 
   std::int64_t size() const { return size_; }
   std::int64_t operator[](std::int64_t i) const { return wide_ ? wide_[i] : narrow_[i]; }

@@ -10,8 +10,8 @@
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/safetensors.h"
-#include "moh/io/tokenizer.h"
 #include "moh/io/torch_file.h"
+#include "moh/text/tokenizer.h"
 
 namespace moh::io {
 namespace {
@@ -160,7 +160,7 @@ Json load_config(const std::string& folder) {
 void save_json(const std::string& file, const Json& json) { write_file(file, json.dump(2) + "\n"); }
 
 void copy_companions(const std::string& from, const std::string& to) {
-  std::vector<std::string> names = tokenizer_files(from);
+  std::vector<std::string> names = text::tokenizer_files(from);
   names.emplace_back("generation_config.json");
   for (const std::string& name : names) {
     if (fs::exists(from + "/" + name)) write_file(to + "/" + name, read_file(from + "/" + name));

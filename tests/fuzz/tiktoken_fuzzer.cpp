@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "moh/io/tokenizer_pipeline.h"
+#include "moh/text/tokenizer_pipeline.h"
 #include "tests/fuzz/fuzz.h"
 
 using namespace moh;
@@ -35,7 +35,7 @@ const std::string& all_bytes() {
 
 void read_and_use(const std::string& content, std::string_view text) {
   fuzz::expect_result_or_error([&] {
-    const io::PipelineTokenizer tokenizer(io::parts_of_tiktoken(content, "tokenizer.model"));
+    const text::PipelineTokenizer tokenizer(text::parts_of_tiktoken(content, "tokenizer.model"));
     tokenizer.decode(tokenizer.encode(text, true));
   });
 }
@@ -44,7 +44,7 @@ void read_and_use(const std::string& content, std::string_view text) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view input = fuzz::text_of(data, size);
-  io::is_tiktoken(input);
+  text::is_tiktoken(input);
   read_and_use(std::string(input), input);
   // The second kind takes 25 times as long, so an eighth of the inputs. Not by their size: many mutations keep that.
   if (std::accumulate(data, data + size, 0u) % 8 != 0) return 0;

@@ -1,12 +1,12 @@
-#include "moh/io/tokenizer_added.h"
+#include "moh/text/tokenizer_added.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "moh/io/unicode.h"
-#include "moh/io/utf8.h"
+#include "moh/text/unicode.h"
+#include "moh/text/utf8.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 // Begin of the last character of `text`.
@@ -86,4 +86,4 @@ std::optional<AddedTokens::Match> AddedTokens::find(std::string_view text, std::
   return std::nullopt;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "moh/base/fields.h"
-#include "moh/io/tokenizer.h"
-#include "moh/io/tokenizer_added.h"
-#include "moh/io/tokenizer_bpe.h"
-#include "moh/io/tokenizer_steps.h"
+#include "moh/text/tokenizer.h"
+#include "moh/text/tokenizer_added.h"
+#include "moh/text/tokenizer_bpe.h"
+#include "moh/text/tokenizer_steps.h"
 
-namespace moh::io {
+namespace moh::text {
 
 struct TokenizerParts {
   std::string kind, place;  // place: "[tokenizer] FILE: ", the beginning of errors
@@ -86,4 +86,4 @@ extern const char* const kGpt2Pattern;
 extern const char* const kLlama3Pattern;
 extern const char* const kQwen2Pattern;
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,10 +1,10 @@
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 #include <gtest/gtest.h>
 
 #include <random>
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 const std::string kBad = "\xef\xbf\xbd";
@@ -70,4 +70,4 @@ TEST(Utf8Stream, HoldsBackOnlyWhatCouldGoOn) {
 }
 
 }  // namespace
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,5 +1,5 @@
 // Raw bytes as a tokenizer, and the choice of a tokenizer for a model folder.
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
 #include <algorithm>
 #include <array>
@@ -9,10 +9,10 @@
 #include "moh/base/error.h"
 #include "moh/base/fields.h"
 #include "moh/io/files.h"
-#include "moh/io/tokenizer_pipeline.h"
-#include "moh/io/tokenizer_sentencepiece.h"
+#include "moh/text/tokenizer_pipeline.h"
+#include "moh/text/tokenizer_sentencepiece.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr std::uint64_t kMaxModelBytes = std::uint64_t{1} << 28;
@@ -49,7 +49,7 @@ bool exists(const std::string& path) {
 }
 
 std::string read_if_there(const std::string& file, std::uint64_t max_bytes) {
-  return exists(file) ? read_file(file, max_bytes) : "";
+  return exists(file) ? io::read_file(file, max_bytes) : "";
 }
 
 std::shared_ptr<const Tokenizer> pipeline(TokenizerParts parts, const TokenizerConfig& config) {
@@ -70,27 +70,27 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
   const std::string config_file = folder + "/tokenizer_config.json";
   TokenizerConfig config;
   if (has("tokenizer_config.json")) {
-    config = read_tokenizer_config(read_file(config_file, kMaxConfigBytes), config_file);
+    config = read_tokenizer_config(io::read_file(config_file, kMaxConfigBytes), config_file);
   }
 
   if (has("tokenizer.json")) {
     const std::string file = folder + "/tokenizer.json";
-    const Json root = parse_json(read_file(file, kMaxJsonBytes), file, kTokenizerJsonDepth);
+    const Json root = parse_json(io::read_file(file, kMaxJsonBytes), file, kTokenizerJsonDepth);
     // Other models than BPE (Unigram) are SentencePiece's too, whose own file says the same.
     if (is_bpe(root) || !has("tokenizer.model")) return pipeline(parts_of_tokenizer_json(root, file), config);
   }
   if (has("tokenizer.model")) {
     const std::string file = folder + "/tokenizer.model";
-    const std::string model = read_file(file, kMaxModelBytes);
+    const std::string model = io::read_file(file, kMaxModelBytes);
     if (is_tiktoken(model)) return pipeline(parts_of_tiktoken(model, file), config);
     return sentencepiece_tokenizer(model, file, config.add_bos_token);
   }
   if (has("vocab.json") && has("merges.txt")) {
     const std::string file = folder + "/vocab.json";
-    return pipeline(
-        parts_of_vocab_and_merges(read_file(file, kMaxJsonBytes), read_file(folder + "/merges.txt", kMaxJsonBytes),
-                                  read_if_there(folder + "/added_tokens.json", kMaxConfigBytes), config, file),
-        config);
+    return pipeline(parts_of_vocab_and_merges(
+                        io::read_file(file, kMaxJsonBytes), io::read_file(folder + "/merges.txt", kMaxJsonBytes),
+                        read_if_there(folder + "/added_tokens.json", kMaxConfigBytes), config, file),
+                    config);
   }
   MOH_CHECK(files.empty() || (files.size() == 1 && has("tokenizer_config.json")), place,
             "no tokenizer that can be read (", files.empty() ? "" : files.front(),
@@ -114,4 +114,4 @@ std::vector<std::string> tokenizer_files(const std::string& folder) {
   return found;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

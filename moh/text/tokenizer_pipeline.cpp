@@ -1,14 +1,14 @@
-#include "moh/io/tokenizer_pipeline.h"
+#include "moh/text/tokenizer_pipeline.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "moh/base/error.h"
 #include "moh/io/name_text.h"
-#include "moh/io/space_mark.h"
-#include "moh/io/utf8.h"
+#include "moh/text/space_mark.h"
+#include "moh/text/utf8.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr std::string_view kMark = kSpaceMark;
@@ -64,7 +64,7 @@ PipelineTokenizer::PipelineTokenizer(TokenizerParts parts) : parts_(std::move(pa
     const auto id = static_cast<std::size_t>(token.id);
     if (token.normalized) token.content = normalize(std::move(token.content), parts_.normalizers, scratch);
     MOH_CHECK(token.content.size() <= kMaxAddedBytes, parts_.place, "added token `",
-              one_line(token.content.substr(0, 40)), "...` has ", token.content.size(), " bytes, expected at most ",
+              io::one_line(token.content.substr(0, 40)), "...` has ", token.content.size(), " bytes, expected at most ",
               kMaxAddedBytes);
     pieces_[id] = token.special ? "" : shown(token.content);
     if (token.normalized) {
@@ -159,4 +159,4 @@ std::string PipelineTokenizer::decode(const std::vector<std::int64_t>& ids) cons
   return text;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,10 +1,10 @@
-#include "moh/io/tokenizer_steps.h"
+#include "moh/text/tokenizer_steps.h"
 
 #include <utility>
 
 #include "moh/base/error.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 // Replacements of replacements grow without bounds in a file that means harm; real ones at most double a text, and
@@ -169,4 +169,4 @@ void split_words(std::string_view text, bool at_start, const std::vector<Splitte
   Splitter(steps, scratch, word).run(text, 0, at_start);
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -7,10 +7,10 @@
 #include <variant>
 #include <vector>
 
-#include "moh/io/regex.h"
-#include "moh/io/unicode.h"
+#include "moh/text/regex.h"
+#include "moh/text/unicode.h"
 
-namespace moh::io {
+namespace moh::text {
 
 // ---- Normalizers
 
@@ -50,4 +50,4 @@ using WordSink = std::function<void(std::string_view word)>;
 void split_words(std::string_view text, bool at_start, const std::vector<SplitterStep>& steps, Regex::Scratch& scratch,
                  const WordSink& word);
 
-}  // namespace moh::io
+}  // namespace moh::text

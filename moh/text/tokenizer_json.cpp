@@ -8,10 +8,10 @@
 
 #include "moh/base/fields.h"
 #include "moh/io/name_text.h"
-#include "moh/io/tokenizer_pipeline.h"
-#include "moh/io/utf8.h"
+#include "moh/text/tokenizer_pipeline.h"
+#include "moh/text/utf8.h"
 
-namespace moh::io {
+namespace moh::text {
 
 const char* const kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 const char* const kQwen2Pattern =
@@ -35,7 +35,7 @@ class Reader {
 
   template <class... Args>
   void check(bool condition, const Args&... args) const {
-    if (!condition) fail(one_line(detail::concat(place_, args...)));
+    if (!condition) fail(io::one_line(detail::concat(place_, args...)));
   }
   std::string string(const Json& object, const char* name) const {
     const Json* value = member(object, name);
@@ -456,4 +456,4 @@ void apply_tokenizer_config(const TokenizerConfig& config, TokenizerParts& parts
   parts.adds_bos = config.add_bos_token.value_or(parts.adds_bos) && parts.bos_id >= 0;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,6 +1,6 @@
 // Byte-pair encoding and the files it is read from, against the rule written anew; PyPI's tokenizers are the oracle in
 // tests/python/tokenizer_test.py.
-#include "moh/io/tokenizer_bpe.h"
+#include "moh/text/tokenizer_bpe.h"
 
 #include <gtest/gtest.h>
 
@@ -8,11 +8,11 @@
 #include <random>
 
 #include "moh/io/files.h"
-#include "moh/io/tokenizer_pipeline.h"
+#include "moh/text/tokenizer_pipeline.h"
 #include "tests/base/error_of.h"
 #include "tests/io/temp_folder.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 using test::error_of;
@@ -119,7 +119,7 @@ Json small_json() {
 
 TEST(TokenizerJson, ReadsTokensStartTokenAndKinds) {
   const TempFolder folder;
-  write_file(folder.file("tokenizer.json"), small_json().dump());
+  io::write_file(folder.file("tokenizer.json"), small_json().dump());
   const auto tokenizer = load_tokenizer(folder.path());
   EXPECT_EQ(tokenizer->kind(), "tokenizer.json");
   EXPECT_EQ(tokenizer->vocab_size(), 7);
@@ -131,8 +131,8 @@ TEST(TokenizerJson, ReadsTokensStartTokenAndKinds) {
   EXPECT_EQ(tokenizer->eos_id(), -1);
   EXPECT_NE(error_of([&] { tokenizer->decode({7}); }).find("id 7 is outside the vocabulary of 7"), std::string::npos);
 
-  write_file(folder.file("tokenizer_config.json"),
-             R"({"add_bos_token": false, "bos_token": {"content": "<s>"}, "eos_token": "ab"})");
+  io::write_file(folder.file("tokenizer_config.json"),
+                 R"({"add_bos_token": false, "bos_token": {"content": "<s>"}, "eos_token": "ab"})");
   const auto configured = load_tokenizer(folder.path());
   EXPECT_FALSE(configured->adds_bos());
   EXPECT_EQ(configured->eos_id(), 2);
@@ -222,4 +222,4 @@ TEST(Tiktoken, EveryFaultIsNamed) {
 }
 
 }  // namespace
-}  // namespace moh::io
+}  // namespace moh::text

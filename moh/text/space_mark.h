@@ -4,9 +4,9 @@
 #include <string>
 #include <string_view>
 
-namespace moh::io {
+namespace moh::text {
 
 inline constexpr std::string_view kSpaceMark = "\xe2\x96\x81";
 std::string spaces_for_marks(std::string_view token);
 
-}  // namespace moh::io
+}  // namespace moh::text

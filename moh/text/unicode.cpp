@@ -1,4 +1,4 @@
-#include "moh/io/unicode.h"
+#include "moh/text/unicode.h"
 
 #include <utf8proc.h>
 
@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "moh/base/error.h"
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 // Below these bytes every character is its own normal form: U+0300 begins with 0xcc; the first character with a
@@ -118,4 +118,4 @@ std::string normalize(std::string_view text, NormalForm form) {
   return result;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,10 +1,10 @@
-#include "moh/io/regex.h"
+#include "moh/text/regex.h"
 
 #include <gtest/gtest.h>
 
 #include "tests/base/error_of.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 using test::error_of;
@@ -65,4 +65,4 @@ TEST(Regex, GivesUpOnPatternsThatExplode) {
 }
 
 }  // namespace
-}  // namespace moh::io
+}  // namespace moh::text

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace moh::io {
+namespace moh::text {
 
 class Tokenizer {
  public:
@@ -21,7 +21,7 @@ class Tokenizer {
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   // The raw bytes that one id appends to the output of a running generation (SentencePiece's word-start mark becomes a
   // space; special tokens give nothing). Their concatenation, less one leading space if `strips_leading_space`, is the
-  // text; moh/io/utf8.h cuts it between characters.
+  // text; moh/text/utf8.h cuts it between characters.
   virtual std::string piece_bytes(std::int64_t id) const = 0;
   virtual std::int64_t vocab_size() const = 0;
   virtual std::int64_t bos_id() const = 0;  // -1: none
@@ -46,4 +46,4 @@ std::vector<std::string> tokenizer_files(const std::string& folder);
 // normalisation, digits split, whitespace kept) on a text file and writes FOLDER/tokenizer.model.
 void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size);
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,4 +1,4 @@
-#include "moh/io/regex.h"
+#include "moh/text/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -9,7 +9,7 @@
 #include "moh/base/error.h"
 #include "moh/io/name_text.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr std::size_t kMaxPatternBytes = 1 << 14;
@@ -63,7 +63,7 @@ class Translator {
     at_ += count;
   }
   [[noreturn]] void refuse(const std::string& what) const {
-    fail(place_, "cannot read the split pattern at character ", at_, ": ", one_line(what), " is not supported");
+    fail(place_, "cannot read the split pattern at character ", at_, ": ", io::one_line(what), " is not supported");
   }
 
   void escape() {
@@ -246,7 +246,7 @@ Regex::Regex(const std::string& pattern, const std::string& place) : impl_(std::
                               &error, &offset, context);
   pcre2_compile_context_free(context);
   MOH_CHECK(impl_->code != nullptr, place, "cannot read the split pattern: ", message_of(error), " (at byte ", offset,
-            " of ", one_line(translated), ")");
+            " of ", io::one_line(translated), ")");
   impl_->jit = pcre2_jit_compile(impl_->code, PCRE2_JIT_COMPLETE) == 0;
 }
 
@@ -275,4 +275,4 @@ std::optional<std::pair<std::size_t, std::size_t>> Regex::find(std::string_view 
   return std::pair<std::size_t, std::size_t>(found[0], found[1]);
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,4 +1,4 @@
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include "tests/base/error_of.h"
 #include "tests/io/temp_folder.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 using test::error_of;
@@ -30,7 +30,7 @@ std::string sample_text() {
 const Tokenizer& trained() {
   static const auto tokenizer = [] {
     const TempFolder folder;
-    write_file(folder.file("text.txt"), sample_text());
+    io::write_file(folder.file("text.txt"), sample_text());
     train_tokenizer(folder.file("text.txt"), folder.path(), 320);
     EXPECT_EQ(folder.count(), 2);
     return load_tokenizer(folder.path());
@@ -63,13 +63,13 @@ TEST(LoadTokenizer, BytesOnlyForFoldersWithoutTokenizer) {
   EXPECT_EQ(load_tokenizer(folder.path())->kind(), "bytes");
   EXPECT_EQ(error_of([&] { load_tokenizer(folder.file("none")); }),
             "[tokenizer] " + folder.file("none") + ": expected a model folder");
-  write_file(folder.file("tekken.json"), "{}");
+  io::write_file(folder.file("tekken.json"), "{}");
   EXPECT_EQ(
       error_of([&] { load_tokenizer(folder.path()); }),
       "[tokenizer] " + folder.path() +
           ": no tokenizer that can be read (tekken.json), expected tokenizer.json, tokenizer.model, or vocab.json "
           "and merges.txt");
-  write_file(folder.file("tokenizer.json"), "{}");
+  io::write_file(folder.file("tokenizer.json"), "{}");
   EXPECT_EQ(error_of([&] { load_tokenizer(folder.path()); }),
             "[tokenizer] " + folder.file("tokenizer.json") + ": `model` is missing, expected a tokenizer.json");
   EXPECT_EQ(tokenizer_files(folder.path()), (std::vector<std::string>{"tokenizer.json", "tekken.json"}));
@@ -143,9 +143,9 @@ TEST(TrainTokenizer, Errors) {
     return error_of([&] { train_tokenizer(text, folder.path(), vocab_size); });
   };
   EXPECT_EQ(error_training(300), "[files] " + text + ": cannot open: No such file or directory");
-  write_file(text, "");
+  io::write_file(text, "");
   EXPECT_NE(error_training(300).find("cannot train a tokenizer of 300 pieces"), std::string::npos);
-  write_file(text, "the little head of attention\n");
+  io::write_file(text, "the little head of attention\n");
   for (const int size : {-1, 0, 1, 100, 260}) {
     EXPECT_NE(error_training(size).find("cannot train a tokenizer of " + std::to_string(size)), std::string::npos)
         << size;
@@ -161,7 +161,7 @@ TEST(TrainTokenizer, TextWithoutSpacesOrNewlines) {
   std::mt19937 random(4);
   std::string text;
   for (int i = 0; i < 60'000; ++i) text += random() % 3 ? "ab" : "中";
-  write_file(folder.file("text.txt"), text);
+  io::write_file(folder.file("text.txt"), text);
   train_tokenizer(folder.file("text.txt"), folder.path(), 280);
   const auto tokenizer = load_tokenizer(folder.path());
   EXPECT_EQ(tokenizer->vocab_size(), 280);
@@ -171,14 +171,14 @@ TEST(TrainTokenizer, TextWithoutSpacesOrNewlines) {
 
 TEST(TrainTokenizer, IsQuietAndDeterministic) {
   const TempFolder first, second;
-  write_file(first.file("text.txt"), sample_text() + "\xff\xfe\n\t\tx\r\n" + std::string("\0\n", 2));
+  io::write_file(first.file("text.txt"), sample_text() + "\xff\xfe\n\t\tx\r\n" + std::string("\0\n", 2));
   testing::internal::CaptureStderr();
   testing::internal::CaptureStdout();
   train_tokenizer(first.file("text.txt"), first.path(), 310);
   train_tokenizer(first.file("text.txt"), second.path(), 310);
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
-  EXPECT_EQ(read_file(first.file("tokenizer.model")), read_file(second.file("tokenizer.model")));
+  EXPECT_EQ(io::read_file(first.file("tokenizer.model")), io::read_file(second.file("tokenizer.model")));
 }
 
 // Damaged models end in an Error or in a tokenizer that works; never in a crash or words on stderr.
@@ -208,7 +208,7 @@ void damage_and_load(const std::string& model, int rounds) {
           file.resize(random() % 10 ? at | 1 : at / 100);
       }
     }
-    write_file(folder.file("tokenizer.model"), file);
+    io::write_file(folder.file("tokenizer.model"), file);
     const std::string error = error_of([&] {
       const auto tokenizer = load_tokenizer(folder.path());
       const Ids ids = tokenizer->encode("the  little\nhead größe 42 <s>\xff");
@@ -224,9 +224,9 @@ void damage_and_load(const std::string& model, int rounds) {
 
 TEST(SentencePiece, SurvivesRandomDamage) {
   const TempFolder folder;
-  write_file(folder.file("text.txt"), sample_text());
+  io::write_file(folder.file("text.txt"), sample_text());
   train_tokenizer(folder.file("text.txt"), folder.path(), 300);
-  damage_and_load(read_file(folder.file("tokenizer.model")), 300);
+  damage_and_load(io::read_file(folder.file("tokenizer.model")), 300);
 }
 
 std::string proto_field(int field, const std::string& bytes) {
@@ -247,12 +247,12 @@ std::string words_of(const std::vector<std::uint32_t>& values) {
 // SentencePiece follows a model's normalisation rules, a trie of offsets, without checking them.
 TEST(SentencePiece, NormalisationRulesAreChecked) {
   const TempFolder folder;
-  write_file(folder.file("text.txt"), sample_text());
+  io::write_file(folder.file("text.txt"), sample_text());
   train_tokenizer(folder.file("text.txt"), folder.path(), 300);
-  const std::string model = read_file(folder.file("tokenizer.model"));
+  const std::string model = io::read_file(folder.file("tokenizer.model"));
   const auto error_with = [&](const std::vector<std::uint32_t>& trie, const std::string& texts) {
     const std::string rules = words_of({static_cast<std::uint32_t>(4 * trie.size())}) + words_of(trie) + texts;
-    write_file(folder.file("tokenizer.model"), model + proto_field(3, proto_field(2, rules)));
+    io::write_file(folder.file("tokenizer.model"), model + proto_field(3, proto_field(2, rules)));
     return error_of([&] { load_tokenizer(folder.path())->encode("a b c"); });
   };
   // One rule, "a" to "h": the root's children are at 1 ^ byte; that of 'a' has its leaf at 0x60 ^ 2, pointing to text
@@ -284,7 +284,7 @@ TEST(SentencePiece, NotAModel) {
   testing::internal::CaptureStderr();
   for (const std::string& content :
        {std::string(), std::string("hello"), std::string(1000, '\xff'), std::string("{}")}) {
-    write_file(folder.file("tokenizer.model"), content);
+    io::write_file(folder.file("tokenizer.model"), content);
     const std::string error = error_of([&] { load_tokenizer(folder.path()); });
     EXPECT_TRUE(
         error.starts_with("[tokenizer] " + folder.file("tokenizer.model") + ": not a SentencePiece model, or damaged"))
@@ -295,7 +295,7 @@ TEST(SentencePiece, NotAModel) {
 
 TEST(LoadTokenizer, ReferenceEncodings) {
   if (!std::filesystem::exists(kData)) GTEST_SKIP() << kData << " is not there";
-  const Json reference = parse_json(read_file(kData + "tokenizers/reference_encodings.json"), "reference");
+  const Json reference = parse_json(io::read_file(kData + "tokenizers/reference_encodings.json"), "reference");
   ASSERT_EQ(reference.size(), 22u);
   struct Model {
     std::string name, folder, kind;
@@ -324,4 +324,4 @@ TEST(LoadTokenizer, ReferenceEncodings) {
 }
 
 }  // namespace
-}  // namespace moh::io
+}  // namespace moh::text

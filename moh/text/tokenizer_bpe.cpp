@@ -1,13 +1,13 @@
-#include "moh/io/tokenizer_bpe.h"
+#include "moh/text/tokenizer_bpe.h"
 
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <queue>
 
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr std::size_t kShortWord = 48;  // symbols; below, looking through all pairs beats a heap
@@ -279,4 +279,4 @@ void WordCache::insert(std::string_view word, const std::int32_t* ids, std::size
   ++used_;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,8 +1,8 @@
-#include "moh/io/space_mark.h"
+#include "moh/text/space_mark.h"
 
 #include <algorithm>
 
-namespace moh::io {
+namespace moh::text {
 
 std::string spaces_for_marks(std::string_view token) {
   std::string text;
@@ -15,4 +15,4 @@ std::string spaces_for_marks(std::string_view token) {
   return text;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,8 +1,8 @@
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 #include <cstring>
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
@@ -126,4 +126,4 @@ std::string Utf8Stream::finish() {
   return rest;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -6,12 +6,12 @@
 #include <string>
 #include <string_view>
 
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
-namespace moh::io {
+namespace moh::text {
 
 // `adds_bos`: what tokenizer_config.json says about it, if anything.
 std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model, const std::string& label,
                                                          std::optional<bool> adds_bos);
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -5,9 +5,9 @@
 
 #include "moh/base/error.h"
 #include "moh/io/name_text.h"
-#include "moh/io/tokenizer_pipeline.h"
+#include "moh/text/tokenizer_pipeline.h"
 
-namespace moh::io {
+namespace moh::text {
 
 const char* const kLlama3Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
@@ -100,7 +100,7 @@ TokenizerParts parts_of_tiktoken(std::string_view content, const std::string& la
     const char* const rank_end = line.data() + line.size();
     const auto [read, error] = std::from_chars(line.data() + space + 1, rank_end, rank);
     MOH_CHECK(error == std::errc() && read == rank_end && rank == tokens.size(), parts.place, "line ", line_number,
-              ": expected the rank ", tokens.size(), ", got `", one_line(line.substr(space + 1, 40)), "`");
+              ": expected the rank ", tokens.size(), ", got `", io::one_line(line.substr(space + 1, 40)), "`");
     tokens.push_back(bytes);
   }
   const std::size_t count = tokens.size();
@@ -124,4 +124,4 @@ TokenizerParts parts_of_tiktoken(std::string_view content, const std::string& la
   return parts;
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

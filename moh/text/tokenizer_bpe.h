@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-namespace moh::io {
+namespace moh::text {
 
 // What a word is made of at first, and what happens to a symbol without a token.
 struct BpeOptions {
@@ -79,4 +79,4 @@ class WordCache {
   std::size_t used_ = 0;
 };
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace moh::io {
+namespace moh::text {
 
 struct AddedToken {
   std::string content;
@@ -39,4 +39,4 @@ class AddedTokens {
   std::array<bool, 256> starts_ = {};  // first bytes
 };
 
-}  // namespace moh::io
+}  // namespace moh::text

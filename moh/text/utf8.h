@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace moh::io {
+namespace moh::text {
 
 // Bytes of the well-formed character that `text` starts with; 0: it starts with none.
 std::size_t utf8_length(std::string_view text);
@@ -29,4 +29,4 @@ class Utf8Stream {
   std::string kept_;
 };
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -1,5 +1,5 @@
 // SentencePiece models through libsentencepiece, and their training.
-#include "moh/io/tokenizer_sentencepiece.h"
+#include "moh/text/tokenizer_sentencepiece.h"
 
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
@@ -11,17 +11,17 @@
 
 #include "moh/base/error.h"
 #include "moh/io/files.h"
-#include "moh/io/space_mark.h"
-#include "moh/io/tokenizer.h"
-#include "moh/io/tokenizer_added.h"
-#include "moh/io/tokenizer_bpe.h"
+#include "moh/text/space_mark.h"
+#include "moh/text/tokenizer.h"
+#include "moh/text/tokenizer_added.h"
+#include "moh/text/tokenizer_bpe.h"
 
 // Exported by the library, declared only in a header that is not installed.
 namespace sentencepiece::logging {
 void SetMinLogLevel(int level);
 }
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 constexpr int kLogFatal = 3;  // of sentencepiece::logging; it writes everything below to stderr
@@ -344,7 +344,7 @@ std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model,
 }
 
 void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size) {
-  const std::string text = read_file(text_file);
+  const std::string text = io::read_file(text_file);
   LineIterator lines(text);
   std::string model;
   try {
@@ -374,7 +374,7 @@ void train_tokenizer(const std::string& text_file, const std::string& folder, in
   } catch (const std::exception& error) {
     fail(start_of_error(text_file), "cannot train a tokenizer: ", error.what());
   }
-  write_file(folder + "/tokenizer.model", model);
+  io::write_file(folder + "/tokenizer.model", model);
 }
 
-}  // namespace moh::io
+}  // namespace moh::text

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace moh::io {
+namespace moh::text {
 
 bool is_white_space(std::uint32_t code_point);
 bool is_word(std::uint32_t code_point);  // a letter, mark, digit or connector
@@ -14,4 +14,4 @@ enum class NormalForm { nfc, nfd, nfkc, nfkd };
 // Of well-formed UTF-8.
 std::string normalize(std::string_view text, NormalForm form);
 
-}  // namespace moh::io
+}  // namespace moh::text

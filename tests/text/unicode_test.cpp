@@ -1,11 +1,11 @@
 // Normal forms against the examples of Unicode's annex 15, and in time that does not grow with the square.
-#include "moh/io/unicode.h"
+#include "moh/text/unicode.h"
 
 #include <gtest/gtest.h>
 
 #include <chrono>
 
-namespace moh::io {
+namespace moh::text {
 namespace {
 
 TEST(Normalize, ExamplesOfTheStandard) {
@@ -47,4 +47,4 @@ TEST(Normalize, AMegabyteOfMarksTakesNoQuadraticTime) {
 }
 
 }  // namespace
-}  // namespace moh::io
+}  // namespace moh::text

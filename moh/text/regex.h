@@ -8,7 +8,7 @@
 #include <string_view>
 #include <utility>
 
-namespace moh::io {
+namespace moh::text {
 
 class Regex {
  public:
@@ -47,4 +47,4 @@ std::string pcre2_pattern(std::string_view pattern, const std::string& place);
 // A pattern that matches just this text.
 std::string quoted_pattern(std::string_view text);
 
-}  // namespace moh::io
+}  // namespace moh::text
