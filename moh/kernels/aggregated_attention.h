@@ -15,6 +15,7 @@
 
 #include "moh/kernels/dtype.h"
 #include "moh/kernels/parallel.h"
+#include "moh/kernels/selection.h"
 #include "moh/kernels/strided.h"
 
 namespace moh::kernels {
@@ -23,11 +24,11 @@ struct AggregatedAttentionParams {
   std::int64_t batch = 0, height = 0, width = 0, pooled = 0;  // pooled: M
   std::int64_t num_heads = 0, head_dim = 0, window = 3;
   DType dtype = DType::kFloat32;  // of the strided tensors
+  Selection selection;            // rows are those of [B, N]
 
   Strided<const void*, 4> query, key, value;     // [B, N, H, D]
   Strided<const void*, 4> pool_key, pool_value;  // [B, M, H, D]
   // Contiguous fp32.
-  const float* gates = nullptr;            // [B, N, H]
   const float* query_embedding = nullptr;  // [H, D]
   const float* temperature = nullptr;      // [H]
   const float* position_scale = nullptr;   // [N]

@@ -28,6 +28,8 @@ struct CallTraits {
   std::int64_t head_dim = 0;
   bool backward = false;
   Kernel kernel = Kernel::kAttention;
+  // Attention: sequence b is all of batch b, all are equally long and without pages, and the variant is plain.
+  bool plain = true;
 };
 
 // The table is ordered best first. A kernel that a backend lacks is nullptr.

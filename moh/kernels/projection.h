@@ -9,26 +9,27 @@
 // gradient of either weight. Gates only select here: head_attention multiplies by them.
 //
 // Shapes: x [R, C]; heads [R, H, D]; weight [H, D, C], by its strides either W_Q [H * D, C] or W_O [C, H * D] as they
-// lie; gates [R, H] contiguous fp32; bias contiguous. Strides are in elements and may be anything.
+// lie; bias contiguous. Strides are in elements and may be anything.
 #pragma once
 
 #include <cstdint>
 
 #include "moh/kernels/dtype.h"
 #include "moh/kernels/parallel.h"
+#include "moh/kernels/selection.h"
 #include "moh/kernels/strided.h"
 
 namespace moh::kernels {
 
 struct ProjectionParams {
-  std::int64_t rows = 0, num_heads = 0, head_dim = 0, width = 0;  // R, H, D, C
-  DType dtype = DType::kFloat32;                                  // of every tensor but the gates
-  const float* gates = nullptr;
-  Strided<const void*, 2> x;       // project_heads, weight_gradient
-  Strided<const void*, 3> heads;   // combine_heads, weight_gradient
-  Strided<const void*, 3> weight;  // project_heads, combine_heads
-  const void* bias = nullptr;      // [H, D] or [C]; nullptr: none
-  Strided<void*, 3> out;           // every element written; combine_heads: strides of [R, C] in the first two
+  Selection selection;                   // R rows, H heads
+  std::int64_t head_dim = 0, width = 0;  // D, C
+  DType dtype = DType::kFloat32;         // of every tensor but the gates
+  Strided<const void*, 2> x;             // project_heads, weight_gradient
+  Strided<const void*, 3> heads;         // combine_heads, weight_gradient
+  Strided<const void*, 3> weight;        // project_heads, combine_heads
+  const void* bias = nullptr;            // [H, D] or [C]; nullptr: none
+  Strided<void*, 3> out;                 // every element written; combine_heads: strides of [R, C] in the first two
   Parallel parallel;
 };
 

@@ -102,9 +102,10 @@ Tensor full_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeight
   const auto type = kv[0].scalar_type();
   const Tensor factor = at::softplus(weights.temperature.reshape({heads, 1})) * place.scale;
   const Tensor query = (normalized(plain_query) + weights.query_embedding.reshape({heads, head_dim})) * factor;
-  const auto attention = options.authors_form ? ops::head_attention_composite : ops::head_attention;
-  return attention(query.to(type), normalized(kv[0]).to(type), kv[1], gates, position_bias,
-                   /*causal=*/false, /*scale=*/1.0);
+  const Tensor key = normalized(kv[0]).to(type);
+  const ops::AttentionVariant variant = {.bias = position_bias, .scale = 1.0};
+  if (options.authors_form) return ops::head_attention_composite(query.to(type), key, kv[1], gates, variant);
+  return ops::head_attention(query.to(type), key, kv[1], ops::Selection{gates, {}, {}}, variant);
 }
 
 }  // namespace

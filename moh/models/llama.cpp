@@ -272,7 +272,8 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeT
   }
 
   const auto attend = [&](const Tensor& gates, bool all_gradients) {
-    const auto attention = all_gradients ? &ops::head_attention_composite : &ops::head_attention;
+    layers::HeadAttention attention = &ops::head_attention;
+    if (all_gradients) attention = &ops::head_attention_composite;
     const std::int64_t window = config_.window(index);
     return window > 0 ? layers::window_attention(attention, query, key, value, gates, bias, window)
                       : attention(query, key, value, gates, bias, /*causal=*/true, std::nullopt);

@@ -16,11 +16,13 @@
 #include "moh/kernels/backend.h"
 #include "moh/ops/kernel_tensor.h"
 #include "moh/ops/parallel.h"
+#include "moh/ops/selection.h"
 
 namespace moh::ops {
 namespace {
 
 using at::Tensor;
+using std::optional;
 constexpr double kNormFloor = 1e-12;
 
 void check_inputs(const AggregatedInputs& in) {
@@ -118,16 +120,33 @@ constexpr std::size_t kInputs = 12;
 using Inputs = std::array<Tensor, kInputs>;
 
 AggregatedInputs inputs_of(const Inputs& all, const Tensor& position_scale, std::int64_t height, std::int64_t width,
-                           std::int64_t window) {
-  return {all[0],         all[1], all[2], all[3],  all[4],  all[5], all[6], all[7],
-          position_scale, all[8], all[9], all[10], all[11], height, width,  window};
+                           std::int64_t window, const optional<Tensor>& rows, const optional<Tensor>& first) {
+  return {all[0],
+          all[1],
+          all[2],
+          all[3],
+          all[4],
+          all[5],
+          all[6],
+          all[7],
+          position_scale,
+          all[8],
+          all[9],
+          all[10],
+          all[11],
+          height,
+          width,
+          window,
+          rows.value_or(Tensor()),
+          first.value_or(Tensor())};
 }
 
 #define MOH_AGGREGATED_INPUTS                                                                                    \
   const Tensor &query, const Tensor &key, const Tensor &value, const Tensor &pool_key, const Tensor &pool_value, \
       const Tensor &gates, const Tensor &query_embedding, const Tensor &temperature, const Tensor &local_bias,   \
       const Tensor &pool_bias, const Tensor &tokens, const Tensor &token_bias, const Tensor &position_scale,     \
-      std::int64_t height, std::int64_t width, std::int64_t window
+      std::int64_t height, std::int64_t width, std::int64_t window, const optional<Tensor>&rows,                 \
+      const optional<Tensor>&first
 #define MOH_AGGREGATED_LIST                                                                                      \
   {                                                                                                              \
     query, key, value, pool_key, pool_value, gates, query_embedding, temperature, local_bias, pool_bias, tokens, \
@@ -135,30 +154,33 @@ AggregatedInputs inputs_of(const Inputs& all, const Tensor& position_scale, std:
   }
 
 Tensor call_forward(const Inputs& in, const Tensor& position_scale, std::int64_t height, std::int64_t width,
-                    std::int64_t window) {
+                    std::int64_t window, const optional<Tensor>& rows, const optional<Tensor>& first) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("moh::aggregated_attention", "")
                              .typed<Tensor(MOH_AGGREGATED_INPUTS)>();
   return op.call(in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8], in[9], in[10], in[11], position_scale,
-                 height, width, window);
+                 height, width, window, rows, first);
 }
 
 std::vector<Tensor> call_backward(const Tensor& grad_out, const Inputs& in, const Tensor& position_scale,
-                                  std::int64_t height, std::int64_t width, std::int64_t window) {
+                                  std::int64_t height, std::int64_t width, std::int64_t window,
+                                  const optional<Tensor>& rows, const optional<Tensor>& first) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("moh::aggregated_attention_backward", "")
                              .typed<std::vector<Tensor>(const Tensor&, MOH_AGGREGATED_INPUTS)>();
   return op.call(grad_out, in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8], in[9], in[10], in[11],
-                 position_scale, height, width, window);
+                 position_scale, height, width, window, rows, first);
 }
 
 // What the kernels read as contiguous fp32; kept alive for the call.
 struct KernelCall {
-  std::array<Tensor, 8> plain;
+  KernelSelection selection;
+  std::array<Tensor, 7> plain;
   kernels::AggregatedAttentionParams params;
   const kernels::Backend* backend = nullptr;
 
-  KernelCall(const AggregatedInputs& in, bool backward) {
+  KernelCall(const AggregatedInputs& in, bool backward)
+      : selection(in.gates, if_defined(in.rows), if_defined(in.first)) {
     if (!in.query.is_cpu() && !in.query.is_cuda()) return;
     std::string reason;
     backend = kernels::choose_backend({kernel_dtype(in.query.scalar_type()), in.query.is_cpu(), in.query.size(3),
@@ -171,9 +193,9 @@ struct KernelCall {
       }
       return;
     }
-    plain = {kernel_gates_of(in.gates),          kernel_gates_of(in.query_embedding), kernel_gates_of(in.temperature),
-             kernel_gates_of(in.position_scale), kernel_gates_of(in.local_bias),      kernel_gates_of(in.pool_bias),
-             kernel_gates_of(in.tokens),         kernel_gates_of(in.token_bias)};
+    plain = {kernel_gates_of(in.query_embedding), kernel_gates_of(in.temperature), kernel_gates_of(in.position_scale),
+             kernel_gates_of(in.local_bias),      kernel_gates_of(in.pool_bias),   kernel_gates_of(in.tokens),
+             kernel_gates_of(in.token_bias)};
     auto& p = params;
     p.batch = in.query.size(0);
     p.height = in.height;
@@ -188,8 +210,9 @@ struct KernelCall {
     fill(p.value, in.value);
     fill(p.pool_key, in.pool_key);
     fill(p.pool_value, in.pool_value);
-    const float** const targets[] = {&p.gates,      &p.query_embedding, &p.temperature, &p.position_scale,
-                                     &p.local_bias, &p.pool_bias,       &p.tokens,      &p.token_bias};
+    p.selection = selection.view;
+    const float** const targets[] = {&p.query_embedding, &p.temperature, &p.position_scale, &p.local_bias,
+                                     &p.pool_bias,       &p.tokens,      &p.token_bias};
     for (std::size_t i = 0; i < plain.size(); ++i) *targets[i] = plain[i].const_data_ptr<float>();
     p.parallel = torch_parallel();
   }
@@ -201,7 +224,7 @@ Tensor composite_skipping(const AggregatedInputs& in) {
 }
 
 Tensor forward_any_device(MOH_AGGREGATED_INPUTS) {
-  const AggregatedInputs in = inputs_of(MOH_AGGREGATED_LIST, position_scale, height, width, window);
+  const AggregatedInputs in = inputs_of(MOH_AGGREGATED_LIST, position_scale, height, width, window, rows, first);
   check_inputs(in);
   KernelCall call(in, /*backward=*/false);
   if (call.backend == nullptr) return composite_skipping(in).contiguous();
@@ -213,7 +236,7 @@ Tensor forward_any_device(MOH_AGGREGATED_INPUTS) {
 
 std::vector<Tensor> backward_any_device(const Tensor& grad_out, MOH_AGGREGATED_INPUTS) {
   const Inputs all = MOH_AGGREGATED_LIST;
-  const AggregatedInputs in = inputs_of(all, position_scale, height, width, window);
+  const AggregatedInputs in = inputs_of(all, position_scale, height, width, window, rows, first);
   check_inputs(in);
   MOH_CHECK(grad_out.sizes() == query.sizes(), "[aggregated_attention] grad_out must be ", query.sizes(), ", got ",
             grad_out.sizes());
@@ -226,7 +249,8 @@ std::vector<Tensor> backward_any_device(const Tensor& grad_out, MOH_AGGREGATED_I
     const c10::AutoGradMode with_gradients(true);
     Inputs leaves;
     for (std::size_t i = 0; i < kInputs; ++i) leaves[i] = all[i].detach().requires_grad_(true);
-    const Tensor out = composite_skipping(inputs_of(leaves, position_scale.detach(), height, width, window));
+    const Tensor out =
+        composite_skipping(inputs_of(leaves, position_scale.detach(), height, width, window, rows, first));
     auto grads = torch::autograd::grad({out}, {leaves.begin(), leaves.end()}, {grad_out.to(out.scalar_type())});
     for (Tensor& grad : grads) grad = grad.contiguous();
     return grads;
@@ -257,11 +281,12 @@ class AggregatedAttention : public torch::autograd::Function<AggregatedAttention
   static Tensor forward(torch::autograd::AutogradContext* context, MOH_AGGREGATED_INPUTS) {
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward({query, key, value, pool_key, pool_value, gates, query_embedding, temperature,
-                                local_bias, pool_bias, tokens, token_bias, position_scale});
+                                local_bias, pool_bias, tokens, token_bias, position_scale, rows.value_or(Tensor()),
+                                first.value_or(Tensor())});
     context->saved_data["height"] = height;
     context->saved_data["width"] = width;
     context->saved_data["window"] = window;
-    return call_forward(MOH_AGGREGATED_LIST, position_scale, height, width, window);
+    return call_forward(MOH_AGGREGATED_LIST, position_scale, height, width, window, rows, first);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -270,24 +295,26 @@ class AggregatedAttention : public torch::autograd::Function<AggregatedAttention
     Inputs in;
     std::copy_n(saved.begin(), kInputs, in.begin());
     auto results = call_backward(grads[0], in, saved[kInputs], context->saved_data["height"].toInt(),
-                                 context->saved_data["width"].toInt(), context->saved_data["window"].toInt());
-    results.resize(kInputs + 4);  // position_scale, height, width, window have none
+                                 context->saved_data["width"].toInt(), context->saved_data["window"].toInt(),
+                                 if_defined(saved[kInputs + 1]), if_defined(saved[kInputs + 2]));
+    results.resize(kInputs + 6);  // position_scale, height, width, window and the lists have none
     return results;
   }
 };
 
 Tensor forward_autograd(MOH_AGGREGATED_INPUTS) {
   return AggregatedAttention::apply(query, key, value, pool_key, pool_value, gates, query_embedding, temperature,
-                                    local_bias, pool_bias, tokens, token_bias, position_scale, height, width, window);
+                                    local_bias, pool_bias, tokens, token_bias, position_scale, height, width, window,
+                                    rows, first);
 }
 
 Tensor forward_meta(MOH_AGGREGATED_INPUTS) {
-  (void)height, (void)width, (void)window;
+  (void)height, (void)width, (void)window, (void)rows, (void)first;
   return at::empty_symint(query.sym_sizes(), query.options());
 }
 
 std::vector<Tensor> backward_meta(const Tensor&, MOH_AGGREGATED_INPUTS) {
-  (void)height, (void)width, (void)window;
+  (void)height, (void)width, (void)window, (void)rows, (void)first;
   std::vector<Tensor> grads;
   for (const Tensor& input : Inputs MOH_AGGREGATED_LIST) {
     grads.push_back(at::empty_symint(input.sym_sizes(), input.options()));
@@ -300,13 +327,14 @@ std::vector<Tensor> backward_meta(const Tensor&, MOH_AGGREGATED_INPUTS) {
 Tensor aggregated_attention(const AggregatedInputs& in) {
   return call_forward({in.query, in.key, in.value, in.pool_key, in.pool_value, in.gates, in.query_embedding,
                        in.temperature, in.local_bias, in.pool_bias, in.tokens, in.token_bias},
-                      in.position_scale, in.height, in.width, in.window);
+                      in.position_scale, in.height, in.width, in.window, if_defined(in.rows), if_defined(in.first));
 }
 
 #define MOH_AGGREGATED_SCHEMA                                                                        \
   "Tensor query, Tensor key, Tensor value, Tensor pool_key, Tensor pool_value, Tensor gates, "       \
   "Tensor query_embedding, Tensor temperature, Tensor local_bias, Tensor pool_bias, Tensor tokens, " \
-  "Tensor token_bias, Tensor position_scale, int height, int width, int window"
+  "Tensor token_bias, Tensor position_scale, int height, int width, int window, Tensor? rows=None, " \
+  "Tensor? first=None"
 
 TORCH_LIBRARY_FRAGMENT(moh, m) {
   m.def("aggregated_attention(" MOH_AGGREGATED_SCHEMA ") -> Tensor");

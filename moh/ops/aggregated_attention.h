@@ -28,6 +28,7 @@ struct AggregatedInputs {
   at::Tensor token_bias;            // [H, W]
   std::int64_t height = 0, width = 0;
   std::int64_t window = 3;
+  at::Tensor rows, first;  // lists of the selection (selection.h); undefined: made from the gates
 };
 
 // Returns [B, N, H, D] in query's dtype, exactly zero where the gate is zero. Differentiable in everything but

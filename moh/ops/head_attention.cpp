@@ -2,16 +2,15 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <limits>
 
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
 #include "moh/ops/device/stream.h"
+#include "moh/ops/head_attention_forms.h"
 #include "moh/ops/kernel_tensor.h"
 #include "moh/ops/parallel.h"
 
@@ -22,165 +21,100 @@ using at::Tensor;
 using std::optional;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
-                  const optional<Tensor>& bias) {
-  const auto shape = [](const Tensor& tensor) { return tensor.sizes(); };
-  MOH_CHECK(query.dim() == 4, "[head_attention] query must be [B, T, H, D], got ", shape(query));
-  MOH_CHECK(key.dim() == 4 && value.dim() == 4, "[head_attention] key and value must be [B, S, Hkv, D], got ",
-            shape(key), " and ", shape(value));
-  MOH_CHECK(key.sizes() == value.sizes(), "[head_attention] key ", shape(key), " and value ", shape(value),
-            " must have one shape");
-  MOH_CHECK(key.size(0) == query.size(0) && key.size(3) == query.size(3), "[head_attention] query ", shape(query),
-            " and key ", shape(key), " must agree in batch and head size");
-  MOH_CHECK(key.size(2) > 0 && query.size(2) % key.size(2) == 0, "[head_attention] ", query.size(2),
-            " query heads must be a multiple of ", key.size(2), " key heads");
-  MOH_CHECK(query.size(3) > 0, "[head_attention] head size must not be zero");
-  MOH_CHECK(gates.sizes() == query.sizes().slice(0, 3),
-            "[head_attention] gates must be [B, T, H] = ", query.sizes().slice(0, 3), ", got ", shape(gates));
-  MOH_CHECK(at::isFloatingType(query.scalar_type()) && query.scalar_type() == key.scalar_type() &&
-                query.scalar_type() == value.scalar_type(),
-            "[head_attention] query, key and value must have one floating dtype, got ", query.scalar_type(), ", ",
-            key.scalar_type(), " and ", value.scalar_type());
-  MOH_CHECK(query.device() == key.device() && query.device() == value.device() && query.device() == gates.device(),
-            "[head_attention] query, key, value and gates must be on one device, got ", query.device(), ", ",
-            key.device(), ", ", value.device(), " and ", gates.device());
-  if (bias) {
-    const std::vector<std::int64_t> wanted = {query.size(0), query.size(2), query.size(1), key.size(1)};
-    bool fits = bias->dim() <= 4;
-    for (std::int64_t i = 1; fits && i <= bias->dim(); ++i) {
-      fits = bias->size(-i) == 1 || bias->size(-i) == wanted[4 - i];
-    }
-    MOH_CHECK(fits, "[head_attention] bias ", shape(*bias),
-              " must be broadcastable to [B, H, T, S] = ", at::IntArrayRef(wanted));
-    MOH_CHECK(bias->device() == query.device(), "[head_attention] bias must be on ", query.device(), ", got ",
-              bias->device());
-  }
+// A bool mask, true where a key may be seen, as a bias.
+optional<Tensor> as_bias(const optional<Tensor>& bias) {
+  if (!bias || bias->scalar_type() != at::kBool) return bias;
+  return at::zeros(bias->sizes(), bias->options().dtype(at::kFloat)).masked_fill(bias->logical_not(), -kInfinity);
 }
 
-double scale_or_default(const optional<double>& scale, const Tensor& query) {
-  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(3)));
-}
-
-// Half types are computed in fp32, like the fused kernels.
-at::ScalarType compute_type(const Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-Tensor expand_bias(const Tensor& bias, const Tensor& query, const Tensor& key) {
-  return bias.expand({query.size(0), query.size(2), query.size(1), key.size(1)});
-}
-
-// [B, T, H, D] -> [B, Hkv, G*T, D], so that one product serves all query heads of a KV head.
-Tensor grouped(const Tensor& tensor, std::int64_t num_kv_heads) {
-  return tensor.transpose(1, 2).reshape({tensor.size(0), num_kv_heads, -1, tensor.size(3)});
-}
-
-// scale * q k^T + bias, masked: [B, H, T, S].
-Tensor masked_scores(const Tensor& query, const Tensor& key, const optional<Tensor>& bias, bool causal, double scale) {
-  const auto type = compute_type(query);
-  const std::int64_t tokens = query.size(1), keys = key.size(1);
-  Tensor scores = at::matmul(grouped(query.to(type), key.size(2)), key.to(type).permute({0, 2, 3, 1}));
-  scores = scores.reshape({query.size(0), query.size(2), tokens, keys}) * scale;
-  if (bias) scores = scores + bias->to(type);
-  if (causal) {
-    const Tensor visible = at::ones({tokens, keys}, scores.options().dtype(at::kBool)).tril(keys - tokens);
-    scores = scores.masked_fill(visible.logical_not(), -kInfinity);
-  }
-  return scores;
-}
-
-// P V for P [B, H, T, S]: [B, T, H, D].
-Tensor times_value(const Tensor& probabilities, const Tensor& value) {
-  const auto sizes = probabilities.sizes();
-  const Tensor rows = probabilities.reshape({sizes[0], value.size(2), -1, sizes[3]});
-  return at::matmul(rows, value.to(probabilities.scalar_type()).transpose(1, 2))
-      .reshape({sizes[0], sizes[1], sizes[2], value.size(3)})
-      .transpose(1, 2);
-}
-
-// Softmax over keys whose rows without keys are zero, never NaN.
-Tensor probabilities_of(const Tensor& scores, const Tensor& lse) {
-  return at::exp(scores - lse.masked_fill(lse == -kInfinity, kInfinity).unsqueeze(-1));
-}
-
-std::tuple<Tensor, Tensor> composite_forward(const Tensor& query, const Tensor& key, const Tensor& value,
-                                             const Tensor& gates, const optional<Tensor>& bias, bool causal,
-                                             double scale) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
-  const Tensor scores = masked_scores(query, key, bias, causal, scale);
-  const Tensor skipped = gates.eq(0);
-  Tensor lse = scores.size(3) == 0 ? at::full(scores.sizes().slice(0, 3), -kInfinity, scores.options())
-                                   : at::logsumexp(scores, {-1});
-  lse = lse.masked_fill(skipped.transpose(1, 2), -kInfinity);
-  const Tensor head_out = times_value(probabilities_of(scores, lse), value);
-  const Tensor out = (head_out * gates.to(scores.scalar_type()).unsqueeze(-1)).masked_fill(skipped.unsqueeze(-1), 0);
-  return {out.to(query.scalar_type()).contiguous(), lse.contiguous()};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward(const Tensor& grad_out, const Tensor& query,
-                                                                      const Tensor& key, const Tensor& value,
-                                                                      const Tensor& gates, const optional<Tensor>& bias,
-                                                                      const Tensor& out, const Tensor& lse, bool causal,
-                                                                      double scale) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
-  const auto type = compute_type(query);
-  const std::int64_t kv_heads = key.size(2);
-  const Tensor weights = gates.to(type).unsqueeze(-1);
-  const Tensor p = probabilities_of(masked_scores(query, key, bias, causal, scale), lse);  // [B, H, T, S]
-  const Tensor grad = grad_out.to(type);
-  const Tensor delta = (grad * out.to(type)).sum(-1);  // [B, T, H] = gate * <grad_out, head output>
-  const Tensor grad_gates = at::where(gates.eq(0), at::zeros({}, delta.options()), delta / gates.to(type));
-  const Tensor grad_head = (grad * weights).masked_fill(gates.eq(0).unsqueeze(-1), 0);
-
-  const auto by_group = [&](const Tensor& tensor) {
-    return tensor.reshape({tensor.size(0), kv_heads, -1, tensor.size(3)});
-  };
-  const auto from_group = [&](const Tensor& tensor) { return tensor.transpose(1, 2); };
-  const Tensor grad_rows = grouped(grad_head, kv_heads);  // [B, Hkv, G*T, D]
-  const Tensor query_rows = grouped(query.to(type), kv_heads);
-  const Tensor grad_p = at::matmul(grad_rows, value.to(type).permute({0, 2, 3, 1})).reshape(p.sizes());
-  const Tensor grad_scores = p * (grad_p - delta.transpose(1, 2).unsqueeze(-1));  // [B, H, T, S]
-  const Tensor grad_value = from_group(at::matmul(by_group(p).transpose(2, 3), grad_rows));
-  const Tensor grad_key = from_group(at::matmul(by_group(grad_scores).transpose(2, 3), query_rows)) * scale;
-  const Tensor grad_query = times_value(grad_scores, key) * scale;
-  const auto dtype = query.scalar_type();
-  return {grad_query.to(dtype).contiguous(), grad_key.to(dtype).contiguous(), grad_value.to(dtype).contiguous(),
-          grad_gates.contiguous(), grad_scores};
-}
-
-kernels::HeadAttentionParams make_params(const Tensor& query, const Tensor& key, const Tensor& value,
-                                         const Tensor& gates_fp32, const optional<Tensor>& bias, bool causal,
-                                         double scale) {
+// One call of the kernels, with what its pointers point to.
+struct KernelCall {
+  KernelSelection selection;
+  Tensor bias, sink;  // as the kernels read them; undefined: none
+  std::vector<kernels::Sequence> sequences;
   kernels::HeadAttentionParams params;
-  params.batch = query.size(0);
-  params.queries = query.size(1);
-  params.num_heads = query.size(2);
-  params.head_dim = query.size(3);
-  params.keys = key.size(1);
-  params.num_kv_heads = key.size(2);
-  params.causal = causal;
-  params.scale = static_cast<float>(scale);
-  params.dtype = kernel_dtype(query.scalar_type());
-  params.on_cpu = query.is_cpu();
-  params.stream = current_stream(query);
-  fill(params.query, query);
-  fill(params.key, key);
-  fill(params.value, value);
-  params.gates = gates_fp32.const_data_ptr<float>();
-  if (bias) fill(params.bias, *bias);
-  params.parallel = torch_parallel();
-  return params;
-}
+  const kernels::Backend* backend = nullptr;  // nullptr: the composite form, because of
+  std::string reason;
 
-kernels::CallTraits traits_of(const kernels::HeadAttentionParams& params, bool backward) {
-  return {params.dtype, params.on_cpu, params.head_dim, backward, kernels::Kernel::kAttention};
-}
+  // Sequence b is batch b.
+  KernelCall(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+             const optional<Tensor>& rows, const optional<Tensor>& first, const AttentionVariant& variant)
+      : KernelCall(query, gates, rows, first, variant) {
+    for (std::int64_t b = 0; b < query.size(0); ++b) {
+      sequences.push_back({.batch = b, .queries = query.size(1), .keys = key.size(1)});
+    }
+    params.rows_per_batch = query.size(1);
+    fill(params.query, query);
+    describe(key, value);
+    if (variant.bias) {
+      const auto type = variant.bias->scalar_type();
+      // Already of four dimensions (stride 0 where it broadcasts), and in its own type.
+      bias = variant.bias->detach()
+                 .to(type == at::kDouble && query.scalar_type() != at::kDouble ? at::kFloat : type)
+                 .expand({query.size(0), query.size(2), query.size(1), key.size(1)});
+      fill(params.variant.bias, bias);
+      params.variant.bias_dtype = kernel_dtype(bias.scalar_type());
+    }
+  }
 
-// The kernels read a bias of the dtype of query, already expanded to four dimensions (stride 0 where it broadcasts).
-optional<Tensor> as_kernel_bias(const optional<Tensor>& bias, const Tensor& query, const Tensor& key) {
-  if (!bias) return std::nullopt;
-  return expand_bias(bias->detach().to(query.scalar_type()), query, key);
-}
+  // Sequences in pages, see head_attention_paged; query [R, H, D].
+  KernelCall(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+             const optional<Tensor>& rows, const optional<Tensor>& first, const Tensor& list, const Tensor& pages,
+             const AttentionVariant& variant)
+      : KernelCall(query, gates, rows, first, variant) {
+    const auto* const numbers = list.const_data_ptr<std::int64_t>();
+    const auto* const table = pages.const_data_ptr<std::int32_t>();
+    for (std::int64_t n = 0; n < list.size(0); ++n) {
+      sequences.push_back({.first_query = numbers[3 * n],
+                           .queries = numbers[3 * n + 1],
+                           .keys = numbers[3 * n + 2],
+                           .pages = table + n * pages.size(1)});
+    }
+    params.rows_per_batch = query.size(0);
+    params.page_size = key.size(1);
+    params.query.data = query.const_data_ptr();
+    for (int i = 0; i < 3; ++i) params.query.stride[i + 1] = query.stride(i);
+    describe(key, value);
+  }
+
+  void choose(bool backward) {
+    const bool plain = params.variant.plain() && params.page_size == 0;
+    backend = kernels::choose_backend({.dtype = params.dtype,
+                                       .on_cpu = params.on_cpu,
+                                       .head_dim = params.head_dim,
+                                       .backward = backward,
+                                       .plain = plain},
+                                      &reason);
+  }
+
+ private:
+  KernelCall(const Tensor& query, const Tensor& gates, const optional<Tensor>& rows, const optional<Tensor>& first,
+             const AttentionVariant& variant)
+      : selection(gates, rows, first) {
+    params.selection = selection.view;
+    params.num_heads = query.size(-2);
+    params.head_dim = query.size(-1);
+    params.variant.causal = variant.causal;
+    params.variant.window = variant.window;
+    params.variant.soft_cap = static_cast<float>(variant.soft_cap);
+    if (variant.sink) {
+      sink = kernel_gates_of(*variant.sink);
+      params.variant.sink = sink.const_data_ptr<float>();
+    }
+    params.scale = static_cast<float>(scale_of(variant, query.dim() == 3 ? query.unsqueeze(0) : query));
+    params.dtype = kernel_dtype(query.scalar_type());
+    params.on_cpu = query.is_cpu();
+    params.stream = current_stream(query);
+    params.parallel = torch_parallel();
+  }
+  void describe(const Tensor& key, const Tensor& value) {
+    params.sequences = sequences.data();
+    params.num_sequences = static_cast<std::int64_t>(sequences.size());
+    params.num_kv_heads = key.size(2);
+    fill(params.key, key);
+    fill(params.value, value);
+  }
+};
 
 // Whether the table of backends could have a row for tensors that live there; elsewhere there may be no pointers at
 // all.
@@ -192,44 +126,45 @@ void tell_composite(const Tensor& query, const std::string& reason) {
   TORCH_WARN_ONCE("moh::head_attention runs its composite form: ", reason);
 }
 
+#define MOH_VARIANT_ARGUMENTS                                                                    \
+  const optional<Tensor>&bias, bool causal, optional<double> scale, const optional<Tensor>&rows, \
+      const optional<Tensor>&first, std::int64_t window, double soft_cap, const optional<Tensor>&sink
+
 std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                  const Tensor& gates, const optional<Tensor>& bias, bool causal,
-                                                  optional<double> scale_option) {
-  check_inputs(query, key, value, gates, bias);
-  const double scale = scale_or_default(scale_option, query);
+                                                  const Tensor& gates, MOH_VARIANT_ARGUMENTS) {
+  const AttentionVariant variant = {causal, window, soft_cap, as_bias(bias), sink, scale};
+  check_attention(query, key, value, gates, variant);
   if (has_kernels(query)) {
-    const Tensor kernel_gates = kernel_gates_of(gates);
-    const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
-    auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
-    std::string reason;
-    if (const auto* backend = kernels::choose_backend(traits_of(params, false), &reason)) {
+    KernelCall call(query, key, value, gates, rows, first, variant);
+    call.choose(/*backward=*/false);
+    if (call.backend != nullptr) {
       const Tensor out = at::empty(query.sizes(), query.options());
-      const Tensor lse = at::empty({query.size(0), query.size(2), query.size(1)}, query.options().dtype(at::kFloat));
-      fill(params.out, out);
-      params.lse = lse.mutable_data_ptr<float>();
+      const Tensor lse = at::empty(gates.sizes(), query.options().dtype(at::kFloat));
+      fill(call.params.out, out);
+      call.params.lse = lse.mutable_data_ptr<float>();
       const c10::DeviceGuard device(query.device());
-      backend->attention_forward(params);
+      call.backend->attention_forward(call.params);
       return {out, lse};
     }
-    tell_composite(query, reason);
+    tell_composite(query, call.reason);
   }
-  return composite_forward(query, key, value, gates, bias, causal, scale);
+  return composite_forward(query, key, value, gates, variant);
 }
 
 // The last result is the gradient of the bias expanded to [B, H, T, S]; empty unless asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
     const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
-    const optional<Tensor>& bias, const Tensor& out, const Tensor& lse, bool causal, optional<double> scale_option,
-    bool bias_gradient) {
-  check_inputs(query, key, value, gates, bias);
-  const double scale = scale_or_default(scale_option, query);
+    const optional<Tensor>& bias, const Tensor& out, const Tensor& lse, bool causal, optional<double> scale,
+    bool bias_gradient, const optional<Tensor>& rows, const optional<Tensor>& first, std::int64_t window,
+    double soft_cap, const optional<Tensor>& sink) {
+  const AttentionVariant variant = {causal, window, soft_cap, as_bias(bias), sink, scale};
+  check_attention(query, key, value, gates, variant);
   const auto empty_bias_gradient = [&] { return at::empty({0}, lse.options()); };
   if (has_kernels(query)) {
-    const Tensor kernel_gates = kernel_gates_of(gates);
-    const optional<Tensor> kernel_bias = as_kernel_bias(bias, query, key);
-    auto params = make_params(query, key, value, kernel_gates, kernel_bias, causal, scale);
-    std::string reason;
-    if (const auto* backend = kernels::choose_backend(traits_of(params, true), &reason)) {
+    KernelCall call(query, key, value, gates, rows, first, variant);
+    call.choose(/*backward=*/true);
+    if (call.backend != nullptr) {
+      auto& params = call.params;
       const Tensor grad_query = at::empty(query.sizes(), query.options());
       const Tensor grad_key = at::empty(key.sizes(), key.options());
       const Tensor grad_value = at::empty(value.sizes(), value.options());
@@ -246,13 +181,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
       fill(params.grad_value, grad_value);
       params.lse = lse_rows.mutable_data_ptr<float>();
       params.grad_gates = grad_gates.mutable_data_ptr<float>();
-      if (bias_gradient) params.grad_bias = grad_bias.mutable_data_ptr<float>();
+      if (bias_gradient) {
+        params.grad_bias.data = grad_bias.mutable_data_ptr<float>();
+        for (int i = 0; i < 3; ++i) params.grad_bias.stride[i] = grad_bias.stride(i);
+      }
       const c10::DeviceGuard device(query.device());
-      backend->attention_backward(params);
+      call.backend->attention_backward(params);
       return {grad_query, grad_key, grad_value, grad_gates, grad_bias};
     }
   }
-  auto grads = composite_backward(grad_out, query, key, value, gates, bias, out, lse, causal, scale);
+  auto grads = composite_backward(grad_out, query, key, value, gates, lse, variant);
   std::get<4>(grads) = bias_gradient ? std::get<4>(grads).contiguous() : empty_bias_gradient();
   return grads;
 }
@@ -263,16 +201,20 @@ at::TensorOptions statistics_options(const Tensor& query) {
 }
 
 std::tuple<Tensor, Tensor> head_attention_forward_meta(const Tensor& query, const Tensor& key, const Tensor&,
-                                                       const Tensor&, const optional<Tensor>&, bool, optional<double>) {
+                                                       const Tensor& gates, const optional<Tensor>&, bool,
+                                                       optional<double>, const optional<Tensor>&,
+                                                       const optional<Tensor>&, std::int64_t, double,
+                                                       const optional<Tensor>&) {
   MOH_CHECK(query.dim() == 4 && key.dim() == 4, "[head_attention] query and key must have 4 dimensions, got ",
             query.dim(), " and ", key.dim());
   return {at::empty_symint(query.sym_sizes(), query.options()),
-          at::empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)}, statistics_options(query))};
+          at::empty_symint(gates.sym_sizes(), statistics_options(query))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward_meta(
     const Tensor&, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
-    const optional<Tensor>&, const Tensor&, const Tensor&, bool, optional<double>, bool bias_gradient) {
+    const optional<Tensor>&, const Tensor&, const Tensor&, bool, optional<double>, bool bias_gradient,
+    const optional<Tensor>&, const optional<Tensor>&, std::int64_t, double, const optional<Tensor>&) {
   const auto statistics = statistics_options(query);
   return {at::empty_symint(query.sym_sizes(), query.options()), at::empty_symint(key.sym_sizes(), key.options()),
           at::empty_symint(value.sym_sizes(), value.options()), at::empty_symint(gates.sym_sizes(), statistics),
@@ -282,11 +224,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward_meta(
 }
 
 using ForwardOp = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                             const optional<Tensor>&, bool, optional<double>);
+                                             const optional<Tensor>&, bool, optional<double>, const optional<Tensor>&,
+                                             const optional<Tensor>&, std::int64_t, double, const optional<Tensor>&);
 using BackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                                       const Tensor&, const Tensor&,
                                                                       const optional<Tensor>&, const Tensor&,
-                                                                      const Tensor&, bool, optional<double>, bool);
+                                                                      const Tensor&, bool, optional<double>, bool,
+                                                                      const optional<Tensor>&, const optional<Tensor>&,
+                                                                      std::int64_t, double, const optional<Tensor>&);
 
 const auto& forward_op() {
   static const auto op =
@@ -304,12 +249,16 @@ class HeadAttentionFunction : public torch::autograd::Function<HeadAttentionFunc
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& query,
                                                 const Tensor& key, const Tensor& value, const Tensor& gates,
-                                                const optional<Tensor>& bias, bool causal, optional<double> scale) {
+                                                MOH_VARIANT_ARGUMENTS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, lse] = forward_op().call(query, key, value, gates, bias, causal, scale);
-    context->save_for_backward({query, key, value, gates, bias.value_or(Tensor()), out, lse});
+    auto [out, lse] =
+        forward_op().call(query, key, value, gates, bias, causal, scale, rows, first, window, soft_cap, sink);
+    context->save_for_backward({query, key, value, gates, bias.value_or(Tensor()), out, lse, rows.value_or(Tensor()),
+                                first.value_or(Tensor()), sink.value_or(Tensor())});
     context->saved_data["causal"] = causal;
     context->saved_data["scale"] = scale;
+    context->saved_data["window"] = window;
+    context->saved_data["soft_cap"] = soft_cap;
     context->mark_non_differentiable({lse});
     return {out, lse};
   }
@@ -317,67 +266,173 @@ class HeadAttentionFunction : public torch::autograd::Function<HeadAttentionFunc
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
     const auto saved = context->get_saved_variables();
-    const Tensor& bias = saved[4];
+    const Tensor &gates = saved[3], &bias = saved[4], &out = saved[5], &lse = saved[6], &sink = saved[9];
     const bool bias_gradient = bias.defined() && bias.requires_grad();
     auto [grad_query, grad_key, grad_value, grad_gates, grad_bias] = backward_op().call(
-        grads[0], saved[0], saved[1], saved[2], saved[3], bias.defined() ? optional<Tensor>(bias) : std::nullopt,
-        saved[5], saved[6], context->saved_data["causal"].toBool(), context->saved_data["scale"].toOptional<double>(),
-        bias_gradient);
+        grads[0], saved[0], saved[1], saved[2], gates, if_defined(bias), out, lse,
+        context->saved_data["causal"].toBool(), context->saved_data["scale"].toOptional<double>(), bias_gradient,
+        if_defined(saved[7]), if_defined(saved[8]), context->saved_data["window"].toInt(),
+        context->saved_data["soft_cap"].toDouble(), if_defined(sink));
     if (bias_gradient) {
       grad_bias = at::sum_to(grad_bias, bias.sym_sizes()).to(bias.scalar_type());
     }
-    return {
-        grad_query, grad_key, grad_value, grad_gates.to(saved[3].scalar_type()), bias_gradient ? grad_bias : Tensor(),
-        Tensor(),   Tensor()};
+    Tensor grad_sink;
+    if (sink.defined() && sink.requires_grad()) {
+      // What a row gives its sink it takes from its output.
+      const Tensor share = at::exp(sink.to(lse.scalar_type()) - lse).masked_fill(lse.eq(-kInfinity), 0);
+      const Tensor of_row = (grads[0].to(lse.scalar_type()) * out.to(lse.scalar_type())).sum(-1);
+      grad_sink = -(share * of_row).flatten(0, 1).sum(0).to(sink.scalar_type());
+    }
+    const Tensor none;
+    return {grad_query,
+            grad_key,
+            grad_value,
+            grad_gates.to(gates.scalar_type()),
+            bias_gradient ? grad_bias : none,
+            none,
+            none,
+            none,
+            none,
+            none,
+            none,
+            grad_sink};
   }
 };
 
 std::tuple<Tensor, Tensor> head_attention_forward_autograd(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                           const Tensor& gates, const optional<Tensor>& bias,
-                                                           bool causal, optional<double> scale) {
-  auto results = HeadAttentionFunction::apply(query, key, value, gates, bias, causal, scale);
+                                                           const Tensor& gates, MOH_VARIANT_ARGUMENTS) {
+  auto results =
+      HeadAttentionFunction::apply(query, key, value, gates, bias, causal, scale, rows, first, window, soft_cap, sink);
   return {results[0], results[1]};
+}
+
+void check_paged(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+                 const Tensor& sequences, const Tensor& pages, const AttentionVariant& variant) {
+  const char* const where = "[head_attention_paged] ";
+  MOH_CHECK(query.dim() == 3 && key.dim() == 4 && key.sizes() == value.sizes(), where,
+            "query must be [R, H, D], key and value [P, page, Hkv, D], got ", query.sizes(), ", ", key.sizes(), " and ",
+            value.sizes());
+  MOH_CHECK(query.is_cpu() && key.is_cpu() && value.is_cpu() && gates.is_cpu() && sequences.is_cpu() && pages.is_cpu(),
+            where, "tensors must be on the CPU");
+  MOH_CHECK(!variant.bias, where, "takes no bias");
+  check_attention(query.unsqueeze(0), key.narrow(0, 0, 0).reshape({1, 0, key.size(2), key.size(3)}),
+                  value.narrow(0, 0, 0).reshape({1, 0, key.size(2), key.size(3)}), gates.unsqueeze(0), variant);
+  MOH_CHECK(key.size(1) > 0, where, "a page must hold a key");
+  MOH_CHECK(sequences.dim() == 2 && sequences.size(1) == 3 && sequences.scalar_type() == at::kLong &&
+                sequences.is_contiguous(),
+            where, "sequences must be contiguous int64 [N, 3], got ", sequences.scalar_type(), " ", sequences.sizes());
+  MOH_CHECK(pages.dim() == 2 && pages.size(0) == sequences.size(0) && pages.scalar_type() == at::kInt &&
+                pages.is_contiguous(),
+            where, "pages must be contiguous int32 [N, pages], N = ", sequences.size(0), ", got ", pages.scalar_type(),
+            " ", pages.sizes());
+  const auto* const numbers = sequences.const_data_ptr<std::int64_t>();
+  const auto* const table = pages.const_data_ptr<std::int32_t>();
+  for (std::int64_t n = 0; n < sequences.size(0); ++n) {
+    const std::int64_t first = numbers[3 * n], rows = numbers[3 * n + 1], keys = numbers[3 * n + 2];
+    MOH_CHECK(first >= 0 && rows >= 0 && rows <= query.size(0) - first, where, "sequence ", n, " has rows ", first,
+              " to ", first + rows, " of ", query.size(0));
+    MOH_CHECK(keys >= 0 && keys <= pages.size(1) * key.size(1), where, "sequence ", n, " has ", keys, " keys in ",
+              pages.size(1), " pages of ", key.size(1));
+    for (std::int64_t i = 0; i * key.size(1) < keys; ++i) {
+      const std::int32_t page = table[n * pages.size(1) + i];
+      MOH_CHECK(page >= 0 && page < key.size(0), where, "page ", page, " of sequence ", n, " is outside the pool of ",
+                key.size(0));
+    }
+  }
+}
+
+Tensor paged(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates, const Tensor& sequences,
+             const Tensor& pages, const optional<Tensor>& rows, const optional<Tensor>& first,
+             const AttentionVariant& variant) {
+  check_paged(query, key, value, gates, sequences, pages, variant);
+  const Tensor out = at::zeros(query.sizes(), query.options());
+  KernelCall call(query, key, value, gates, rows, first, sequences, pages, variant);
+  call.choose(/*backward=*/false);
+  if (call.backend != nullptr) {
+    const Tensor lse = at::empty(gates.sizes(), query.options().dtype(at::kFloat));
+    call.params.out.data = out.mutable_data_ptr();
+    for (int i = 0; i < 3; ++i) call.params.out.stride[i + 1] = out.stride(i);
+    call.params.lse = lse.mutable_data_ptr<float>();
+    call.backend->attention_forward(call.params);
+    return out;
+  }
+  tell_composite(query, call.reason);
+  for (std::size_t n = 0; n < call.sequences.size(); ++n) {
+    const kernels::Sequence& sequence = call.sequences[n];
+    const Tensor table = pages.select(0, static_cast<std::int64_t>(n));
+    const auto keys_of = [&](const Tensor& pool) {
+      const std::int64_t used = (sequence.keys + pool.size(1) - 1) / pool.size(1);
+      return pool.index_select(0, table.narrow(0, 0, used)).flatten(0, 1).narrow(0, 0, sequence.keys).unsqueeze(0);
+    };
+    const auto own = [&](const Tensor& tensor) {
+      return tensor.narrow(0, sequence.first_query, sequence.queries).unsqueeze(0);
+    };
+    own(out).copy_(std::get<0>(composite_forward(own(query), keys_of(key), keys_of(value), own(gates), variant)));
+  }
+  return out;
 }
 
 }  // namespace
 
-at::Tensor head_attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
-                          const optional<Tensor>& bias, bool causal, optional<double> scale) {
-  return std::get<0>(forward_op().call(query, key, value, gates, bias, causal, scale));
+Tensor head_attention(const Tensor& query, const Tensor& key, const Tensor& value, const Selection& selection,
+                      const AttentionVariant& variant) {
+  return std::get<0>(forward_op().call(query, key, value, selection.gates, as_bias(variant.bias), variant.causal,
+                                       variant.scale, if_defined(selection.rows), if_defined(selection.first),
+                                       variant.window, variant.soft_cap, variant.sink));
 }
 
-at::Tensor head_attention_composite(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
-                                    const optional<Tensor>& bias, bool causal, optional<double> scale_option) {
-  check_inputs(query, key, value, gates, bias);
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // fp32, as the kernels
-  Tensor scores = masked_scores(query, key, bias, causal, scale_or_default(scale_option, query));
-  const Tensor hidden = scores.eq(-kInfinity);
-  const Tensor no_key = hidden.all(-1, /*keepdim=*/true);
-  scores = scores.masked_fill(no_key, 0);  // keeps NaN out of the gradient of rows without keys
-  const Tensor p = at::softmax(scores, -1).masked_fill(hidden, 0);
-  return (times_value(p, value) * gates.to(scores.scalar_type()).unsqueeze(-1)).to(query.scalar_type());
+Tensor head_attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+                      const optional<Tensor>& bias, bool causal, optional<double> scale) {
+  return head_attention(query, key, value, Selection{gates, {}, {}}, {.causal = causal, .bias = bias, .scale = scale});
+}
+
+Tensor head_attention_paged(const Tensor& query, const Tensor& key, const Tensor& value, const Selection& selection,
+                            const Tensor& sequences, const Tensor& pages, const AttentionVariant& variant) {
+  return paged(query, key, value, selection.gates, sequences, pages, if_defined(selection.rows),
+               if_defined(selection.first), variant);
 }
 
 TORCH_LIBRARY_FRAGMENT(moh, m) {
   m.def(
       "head_attention(Tensor query, Tensor key, Tensor value, Tensor gates, *, Tensor? bias=None, bool causal=False, "
-      "float? scale=None) -> Tensor",
-      &head_attention);
+      "float? scale=None, int window=0, float soft_cap=0.0, Tensor? sink=None) -> Tensor",
+      [](const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates, const optional<Tensor>& bias,
+         bool causal, optional<double> scale, std::int64_t window, double soft_cap, const optional<Tensor>& sink) {
+        return head_attention(query, key, value, Selection{gates, {}, {}},
+                              {causal, window, soft_cap, bias, sink, scale});
+      });
   m.def(
       "head_attention_forward(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? bias, bool causal, "
-      "float? scale) -> (Tensor out, Tensor lse)");
+      "float? scale, Tensor? rows=None, Tensor? first=None, int window=0, float soft_cap=0.0, Tensor? sink=None) -> "
+      "(Tensor out, Tensor lse)");
   m.def(
       "head_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? bias, "
-      "Tensor out, Tensor lse, bool causal, float? scale, bool bias_gradient) -> (Tensor grad_query, Tensor grad_key, "
-      "Tensor grad_value, Tensor grad_gates, Tensor grad_bias)");
+      "Tensor out, Tensor lse, bool causal, float? scale, bool bias_gradient, Tensor? rows=None, Tensor? first=None, "
+      "int window=0, float soft_cap=0.0, Tensor? sink=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+      "Tensor grad_gates, Tensor grad_bias)");
+  m.def(
+      "head_attention_paged(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor sequences, Tensor pages, *, "
+      "Tensor? rows=None, Tensor? first=None, bool causal=True, int window=0, float soft_cap=0.0, Tensor? sink=None, "
+      "float? scale=None) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) {
   m.impl("head_attention_forward", &head_attention_forward);
   m.impl("head_attention_backward", &head_attention_backward);
+  m.impl("head_attention_paged",
+         [](const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates, const Tensor& sequences,
+            const Tensor& pages, const optional<Tensor>& rows, const optional<Tensor>& first, bool causal,
+            std::int64_t window, double soft_cap, const optional<Tensor>& sink, optional<double> scale) {
+           return paged(query, key, value, gates, sequences, pages, rows, first,
+                        {causal, window, soft_cap, std::nullopt, sink, scale});
+         });
 }
 TORCH_LIBRARY_IMPL(moh, Meta, m) {
   m.impl("head_attention_forward", &head_attention_forward_meta);
   m.impl("head_attention_backward", &head_attention_backward_meta);
+  m.impl("head_attention_paged",
+         [](const Tensor& query, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+            const optional<Tensor>&, const optional<Tensor>&, bool, std::int64_t, double, const optional<Tensor>&,
+            optional<double>) { return at::empty_symint(query.sym_sizes(), query.options()); });
 }
 TORCH_LIBRARY_IMPL(moh, Autograd, m) { m.impl("head_attention_forward", &head_attention_forward_autograd); }
 

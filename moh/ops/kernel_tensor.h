@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "moh/kernels/dtype.h"
 #include "moh/kernels/strided.h"
 
@@ -31,6 +33,11 @@ template <int dimensions>
 void fill(kernels::Strided<void*, dimensions>& target, const at::Tensor& tensor) {
   target.data = tensor.mutable_data_ptr();
   for (int i = 0; i < dimensions; ++i) target.stride[i] = tensor.stride(i);
+}
+
+// Nothing for an undefined tensor.
+inline std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
 
 // Contiguous fp32, without gradient.

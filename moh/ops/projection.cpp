@@ -62,27 +62,28 @@ Sizes check_combine(const Tensor& input, const Tensor& weight, const optional<Te
   return {heads == 0 ? 0 : gates.numel() / heads, heads, input.size(-1), weight.size(0)};
 }
 
+// Of every operator here: the selection's lists, made from the gates where they are absent.
+#define MOH_LISTS const optional<Tensor>&rows_of_heads, const optional<Tensor>&first_of_heads
+
 struct Choice {
   const kernels::Backend* backend = nullptr;  // nullptr: the dense product
   bool all_selected = false;
 };
 
-Choice choose(Projection projection, const Tensor& a, const Tensor& kernel_gates, const Sizes& sizes) {
+Choice choose(Projection projection, const Tensor& a, const kernels::Selection& selection, const Sizes& sizes) {
   Choice choice;
-  if (!a.is_cpu()) {  // counting the gates would stop a GPU, and no backend has a kernel for it
+  if (!a.is_cpu()) {  // no backend has a kernel for it
     if (a.is_cuda()) {
       TORCH_WARN_ONCE("moh's projections are LibTorch's dense products on a GPU: no kernel skips heads there");
     }
     return choice;
   }
-  const float* gates = kernel_gates.const_data_ptr<float>();
-  std::int64_t active = 0;
-  for (std::int64_t i = 0; i < kernel_gates.numel(); ++i) active += gates[i] != 0;
-  choice.all_selected = active == kernel_gates.numel();
+  const std::int64_t active = selection.total(), all = selection.num_rows * selection.num_heads;
+  choice.all_selected = active == all;
   const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false,
                                     kernels::Kernel::kProjection};
   const auto* backend = kernels::choose_backend(call, nullptr);
-  const double share = kernel_gates.numel() == 0 ? 0 : static_cast<double>(active) / kernel_gates.numel();
+  const double share = all == 0 ? 0 : static_cast<double>(active) / static_cast<double>(all);
   if (backend != nullptr && (!backend->automatic() || skipping_pays(projection, backend->name, sizes.rows,
                                                                     sizes.head_dim, share, a.scalar_type()))) {
     choice.backend = backend;
@@ -90,14 +91,12 @@ Choice choose(Projection projection, const Tensor& a, const Tensor& kernel_gates
   return choice;
 }
 
-kernels::ProjectionParams make_params(const Sizes& sizes, const Tensor& a, const Tensor& kernel_gates) {
+kernels::ProjectionParams make_params(const Sizes& sizes, const Tensor& a, const kernels::Selection& selection) {
   kernels::ProjectionParams p;
-  p.rows = sizes.rows;
-  p.num_heads = sizes.heads;
+  p.selection = selection;
   p.head_dim = sizes.head_dim;
   p.width = sizes.width;
   p.dtype = kernel_dtype(a.scalar_type());
-  p.gates = kernel_gates.const_data_ptr<float>();
   p.parallel = torch_parallel();
   return p;
 }
@@ -110,19 +109,20 @@ void set_weight(kernels::ProjectionParams& p, const Tensor& weight, bool columns
   p.weight.stride[2] = weight.stride(columns_are_heads ? 0 : 1);
 }
 
-Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates,
+                             MOH_LISTS) {
   const Sizes sizes = check_project(x, weight, bias, gates);
   auto shape = gates.sizes().vec();
   shape.push_back(sizes.head_dim);
-  const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(Projection::kValues, x, kernel_gates, sizes);
+  const KernelSelection selection(gates, rows_of_heads, first_of_heads);
+  const Choice choice = choose(Projection::kValues, x, selection.view, sizes);
   if (choice.backend == nullptr) {
     const Tensor heads = moh::ops::linear(x, weight, bias).reshape(shape);
     return choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
   }
   const Tensor rows = x.reshape({sizes.rows, sizes.width});
   const Tensor out = at::empty({sizes.rows, sizes.heads, sizes.head_dim}, x.options());
-  auto p = make_params(sizes, x, kernel_gates);
+  auto p = make_params(sizes, x, selection.view);
   fill(p.x, rows);
   set_weight(p, weight, false);
   const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
@@ -133,19 +133,19 @@ Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const option
 }
 
 Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias,
-                             const Tensor& gates) {
+                             const Tensor& gates, MOH_LISTS) {
   const Sizes sizes = check_combine(heads, weight, bias, gates);
   auto shape = gates.sizes().vec();
   shape.back() = sizes.width;
-  const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(Projection::kValues, heads, kernel_gates, sizes);
+  const KernelSelection selection(gates, rows_of_heads, first_of_heads);
+  const Choice choice = choose(Projection::kValues, heads, selection.view, sizes);
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
     return moh::ops::linear(selected.flatten(-2), weight, bias);
   }
   const Tensor rows = heads.reshape({sizes.rows, sizes.heads, sizes.head_dim});
   const Tensor out = at::empty({sizes.rows, sizes.width}, heads.options());
-  auto p = make_params(sizes, heads, kernel_gates);
+  auto p = make_params(sizes, heads, selection.view);
   fill(p.heads, rows);
   set_weight(p, weight, true);
   const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
@@ -158,7 +158,7 @@ Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const op
 }
 
 // sum over rows of heads[r, h, :]^T x[r, :] where gates[r, h] is not zero: [H * D, C], or [C, H * D] if `transposed`.
-Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& gates, bool transposed) {
+Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& gates, bool transposed, MOH_LISTS) {
   MOH_CHECK(heads.dim() >= 2 && x.dim() == heads.dim() - 1 && gates.sizes() == heads.sizes().slice(0, gates.dim()) &&
                 x.sizes().slice(0, x.dim() - 1) == gates.sizes().slice(0, gates.dim() - 1),
             "[head_weight_gradient] heads must be [..., H, D], x [..., C], gates [..., H], got ", heads.sizes(), ", ",
@@ -166,8 +166,8 @@ Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& 
   check_dtypes("head_weight_gradient", heads, x, std::nullopt, gates);
   const std::int64_t num_heads = heads.size(-2), width = x.size(-1);
   const Sizes sizes = {num_heads == 0 ? 0 : gates.numel() / num_heads, num_heads, heads.size(-1), width};
-  const Tensor kernel_gates = kernel_gates_of(gates);
-  const Choice choice = choose(Projection::kWeightGradient, heads, kernel_gates, sizes);
+  const KernelSelection selection(gates, rows_of_heads, first_of_heads);
+  const Choice choice = choose(Projection::kWeightGradient, heads, selection.view, sizes);
   const Tensor x_rows = x.reshape({sizes.rows, width});
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
@@ -177,7 +177,7 @@ Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& 
   const Tensor head_rows = heads.reshape({sizes.rows, num_heads, sizes.head_dim});
   const std::int64_t columns = num_heads * sizes.head_dim;
   const Tensor out = transposed ? at::empty({width, columns}, x.options()) : at::empty({columns, width}, x.options());
-  auto p = make_params(sizes, heads, kernel_gates);
+  auto p = make_params(sizes, heads, selection.view);
   fill(p.heads, head_rows);
   fill(p.x, x_rows);
   const std::int64_t head_stride = out.stride(transposed ? 1 : 0);
@@ -189,8 +189,10 @@ Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& 
   return out;
 }
 
-using ProjectionOp = Tensor(const Tensor&, const Tensor&, const optional<Tensor>&, const Tensor&);
-using GradientOp = Tensor(const Tensor&, const Tensor&, const Tensor&, bool);
+using ProjectionOp = Tensor(const Tensor&, const Tensor&, const optional<Tensor>&, const Tensor&,
+                            const optional<Tensor>&, const optional<Tensor>&);
+using GradientOp = Tensor(const Tensor&, const Tensor&, const Tensor&, bool, const optional<Tensor>&,
+                          const optional<Tensor>&);
 
 const auto& project_op() {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("moh::project_heads", "").typed<ProjectionOp>();
@@ -208,18 +210,19 @@ const auto& gradient_op() {
 
 // What the backward passes of both need.
 void save(torch::autograd::AutogradContext* context, const Tensor& input, const Tensor& weight,
-          const optional<Tensor>& bias, const Tensor& gates) {
-  context->save_for_backward({input, weight, gates});
+          const optional<Tensor>& bias, const Tensor& gates, MOH_LISTS) {
+  context->save_for_backward(
+      {input, weight, gates, rows_of_heads.value_or(Tensor()), first_of_heads.value_or(Tensor())});
   context->saved_data["bias"] = bias.has_value() && bias->requires_grad();
 }
 
 class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        const optional<Tensor>& bias, const Tensor& gates) {
+                        const optional<Tensor>& bias, const Tensor& gates, MOH_LISTS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save(context, x, weight, bias, gates);
-    return project_op().call(x, weight, bias, gates);
+    save(context, x, weight, bias, gates, rows_of_heads, first_of_heads);
+    return project_op().call(x, weight, bias, gates, rows_of_heads, first_of_heads);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -227,23 +230,24 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &gates = saved[2];
     const Tensor grad = grads[0].to(x.scalar_type());
+    const optional<Tensor> rows = if_defined(saved[3]), first = if_defined(saved[4]);
     Tensor grad_x, grad_weight, grad_bias;
-    if (context->needs_input_grad(0)) grad_x = combine_op().call(grad, weight.t(), std::nullopt, gates);
-    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(grad, x, gates, false);
+    if (context->needs_input_grad(0)) grad_x = combine_op().call(grad, weight.t(), std::nullopt, gates, rows, first);
+    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(grad, x, gates, false, rows, first);
     if (context->saved_data["bias"].toBool()) {
       grad_bias = grad.masked_fill(gates.eq(0).unsqueeze(-1), 0).flatten(-2).flatten(0, -2).sum(0);
     }
-    return {grad_x, grad_weight, grad_bias, Tensor()};
+    return {grad_x, grad_weight, grad_bias, Tensor(), Tensor(), Tensor()};
   }
 };
 
 class CombineHeads : public torch::autograd::Function<CombineHeads> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& heads, const Tensor& weight,
-                        const optional<Tensor>& bias, const Tensor& gates) {
+                        const optional<Tensor>& bias, const Tensor& gates, MOH_LISTS) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save(context, heads, weight, bias, gates);
-    return combine_op().call(heads, weight, bias, gates);
+    save(context, heads, weight, bias, gates, rows_of_heads, first_of_heads);
+    return combine_op().call(heads, weight, bias, gates, rows_of_heads, first_of_heads);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -251,57 +255,70 @@ class CombineHeads : public torch::autograd::Function<CombineHeads> {
     const auto saved = context->get_saved_variables();
     const Tensor &heads = saved[0], &weight = saved[1], &gates = saved[2];
     const Tensor grad = grads[0].to(heads.scalar_type());
+    const optional<Tensor> rows = if_defined(saved[3]), first = if_defined(saved[4]);
     Tensor grad_heads, grad_weight, grad_bias;
-    if (context->needs_input_grad(0)) grad_heads = project_op().call(grad, weight.t(), std::nullopt, gates);
-    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(heads, grad, gates, true);
+    if (context->needs_input_grad(0))
+      grad_heads = project_op().call(grad, weight.t(), std::nullopt, gates, rows, first);
+    if (context->needs_input_grad(1)) grad_weight = gradient_op().call(heads, grad, gates, true, rows, first);
     if (context->saved_data["bias"].toBool()) grad_bias = grad.flatten(0, -2).sum(0);
-    return {grad_heads, grad_weight, grad_bias, Tensor()};
+    return {grad_heads, grad_weight, grad_bias, Tensor(), Tensor(), Tensor()};
   }
 };
 
-Tensor project_heads_autograd(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias,
-                              const Tensor& gates) {
-  return ProjectHeads::apply(x, weight, bias, gates);
+Tensor project_heads_autograd(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates,
+                              MOH_LISTS) {
+  return ProjectHeads::apply(x, weight, bias, gates, rows_of_heads, first_of_heads);
 }
 Tensor combine_heads_autograd(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias,
-                              const Tensor& gates) {
-  return CombineHeads::apply(heads, weight, bias, gates);
+                              const Tensor& gates, MOH_LISTS) {
+  return CombineHeads::apply(heads, weight, bias, gates, rows_of_heads, first_of_heads);
 }
 
 // Under autocast like at::linear: input, weight and bias in its dtype.
-template <at::DeviceType device,
-          Tensor (*function)(const Tensor&, const Tensor&, const optional<Tensor>&, const Tensor&)>
-Tensor in_autocast(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
+template <at::DeviceType device, const auto& op>
+Tensor in_autocast(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates,
+                   MOH_LISTS) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const auto type = at::autocast::get_autocast_dtype(device);
-  return function(at::autocast::cached_cast(type, input, device), at::autocast::cached_cast(type, weight, device),
-                  at::autocast::cached_cast(type, bias, device), gates);
+  return op().call(at::autocast::cached_cast(type, input, device), at::autocast::cached_cast(type, weight, device),
+                   at::autocast::cached_cast(type, bias, device), gates, rows_of_heads, first_of_heads);
 }
 
-Tensor project_heads_meta(const Tensor& x, const Tensor& weight, const optional<Tensor>&, const Tensor& gates) {
+Tensor project_heads_meta(const Tensor& x, const Tensor& weight, const optional<Tensor>&, const Tensor& gates,
+                          const optional<Tensor>&, const optional<Tensor>&) {
   auto shape = gates.sym_sizes().vec();
   shape.push_back(weight.sym_size(0) / gates.sym_size(-1));
   return at::empty_symint(shape, x.options());
 }
-Tensor combine_heads_meta(const Tensor& heads, const Tensor& weight, const optional<Tensor>&, const Tensor& gates) {
+Tensor combine_heads_meta(const Tensor& heads, const Tensor& weight, const optional<Tensor>&, const Tensor& gates,
+                          const optional<Tensor>&, const optional<Tensor>&) {
   auto shape = gates.sym_sizes().vec();
   shape.back() = weight.sym_size(0);
   return at::empty_symint(shape, heads.options());
 }
-Tensor head_weight_gradient_meta(const Tensor& heads, const Tensor& x, const Tensor&, bool transposed) {
+Tensor head_weight_gradient_meta(const Tensor& heads, const Tensor& x, const Tensor&, bool transposed,
+                                 const optional<Tensor>&, const optional<Tensor>&) {
   const auto columns = heads.sym_size(-1) * heads.sym_size(-2), width = x.sym_size(-1);
   return transposed ? at::empty_symint({width, columns}, x.options()) : at::empty_symint({columns, width}, x.options());
 }
 
 }  // namespace
 
+Tensor project_heads(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Selection& selection) {
+  return project_op().call(x, weight, bias, selection.gates, if_defined(selection.rows), if_defined(selection.first));
+}
 Tensor project_heads(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
-  return project_op().call(x, weight, bias, gates);
+  return project_op().call(x, weight, bias, gates, std::nullopt, std::nullopt);
 }
 
+Tensor combine_heads(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias,
+                     const Selection& selection) {
+  return combine_op().call(heads, weight, bias, selection.gates, if_defined(selection.rows),
+                           if_defined(selection.first));
+}
 Tensor combine_heads(const Tensor& heads, const Tensor& weight, const optional<Tensor>& bias, const Tensor& gates) {
-  return combine_op().call(heads, weight, bias, gates);
+  return combine_op().call(heads, weight, bias, gates, std::nullopt, std::nullopt);
 }
 
 bool skips_heads(const Tensor& x, std::int64_t head_dim, double share) {
@@ -315,9 +332,13 @@ bool skips_heads(const Tensor& x, std::int64_t head_dim, double share) {
 }
 
 TORCH_LIBRARY_FRAGMENT(moh, m) {
-  m.def("project_heads(Tensor x, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");
-  m.def("combine_heads(Tensor heads, Tensor weight, Tensor? bias, Tensor gates) -> Tensor");
-  m.def("head_weight_gradient(Tensor heads, Tensor x, Tensor gates, bool transposed) -> Tensor");
+  m.def(
+      "project_heads(Tensor x, Tensor weight, Tensor? bias, Tensor gates, Tensor? rows=None, Tensor? first=None) -> Tensor");
+  m.def(
+      "combine_heads(Tensor heads, Tensor weight, Tensor? bias, Tensor gates, Tensor? rows=None, Tensor? first=None) -> Tensor");
+  m.def(
+      "head_weight_gradient(Tensor heads, Tensor x, Tensor gates, bool transposed, Tensor? rows=None, Tensor? "
+      "first=None) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(moh, CompositeExplicitAutograd, m) {
   m.impl("project_heads", &project_heads_forward);
@@ -329,12 +350,12 @@ TORCH_LIBRARY_IMPL(moh, Autograd, m) {
   m.impl("combine_heads", &combine_heads_autograd);
 }
 TORCH_LIBRARY_IMPL(moh, AutocastCPU, m) {
-  m.impl("project_heads", &in_autocast<at::kCPU, &project_heads>);
-  m.impl("combine_heads", &in_autocast<at::kCPU, &combine_heads>);
+  m.impl("project_heads", &in_autocast<at::kCPU, project_op>);
+  m.impl("combine_heads", &in_autocast<at::kCPU, combine_op>);
 }
 TORCH_LIBRARY_IMPL(moh, AutocastCUDA, m) {
-  m.impl("project_heads", &in_autocast<at::kCUDA, &project_heads>);
-  m.impl("combine_heads", &in_autocast<at::kCUDA, &combine_heads>);
+  m.impl("project_heads", &in_autocast<at::kCUDA, project_op>);
+  m.impl("combine_heads", &in_autocast<at::kCUDA, combine_op>);
 }
 TORCH_LIBRARY_IMPL(moh, Meta, m) {
   m.impl("project_heads", &project_heads_meta);

@@ -12,6 +12,7 @@
 #include "moh/kernels/backend.h"
 #include "moh/kernels/reference/aggregated_attention.h"
 #include "moh/kernels/reference/element.h"
+#include "tests/kernels/listed_rows.h"
 
 namespace {
 
@@ -29,6 +30,7 @@ const Shape kShapes[] = {{1, 1, 1, 1, 1, 1, 3},   {2, 4, 4, 4, 3, 24, 3},   {1, 
 
 struct Case {
   AggregatedAttentionParams p;
+  ListedRows lists;
   std::vector<std::vector<char>> strided;                // query, key, value, pool_key, pool_value, grad_out
   std::vector<std::vector<char>> results;                // out and the five strided gradients
   std::vector<std::vector<float>> plain, plain_results;  // the contiguous ones
@@ -78,11 +80,12 @@ struct Case {
   Case(const Case&) = delete;
 
   void bind() {
-    const float** const inputs[] = {&p.gates,     &p.query_embedding, &p.temperature, &p.local_bias,
+    const float** const inputs[] = {&p.selection.gates, &p.query_embedding, &p.temperature, &p.local_bias,
                                     &p.pool_bias, &p.tokens,          &p.token_bias,  &p.position_scale};
     float** const outputs[] = {&p.grad_gates,     &p.grad_query_embedding, &p.grad_temperature, &p.grad_local_bias,
                                &p.grad_pool_bias, &p.grad_tokens,          &p.grad_token_bias};
     for (std::size_t i = 0; i < std::size(inputs); ++i) *inputs[i] = plain[i].data();
+    p.selection = lists.of(plain[0].data(), p.batch * p.map(), p.num_heads);
     for (std::size_t i = 0; i < std::size(outputs); ++i) *outputs[i] = plain_results[i].data();
   }
 
@@ -177,6 +180,7 @@ TEST(AggregatedAttention, EveryBackendAgreesWithTheReference) {
 TEST(AggregatedAttention, SkippedHeadsAreNeverRead) {
   Case test({1, 6, 6, 4, 2, 8, 3}, DType::kFloat32, 1.0, 0, 7);
   for (std::int64_t n = 0; n < 36; ++n) test.plain[0][n * 2 + 1] = 0;  // nobody uses head 1
+  test.bind();
   for (auto& tensor : {0, 1, 2, 3, 4, 5}) {
     float* data = reinterpret_cast<float*>(test.strided[tensor].data());
     const std::int64_t tokens = tensor == 3 || tensor == 4 ? 4 : 36;

@@ -13,6 +13,7 @@
 #include "moh/kernels/reference/element.h"
 #include "moh/kernels/reference/projection.h"
 #include "tests/kernels/backend_test_case.h"
+#include "tests/kernels/listed_rows.h"
 #include "tests/kernels/test_stride.h"
 
 namespace {
@@ -34,6 +35,7 @@ enum class Density { kNone, kOneHead, kHalf, kShared, kAll };
 struct Tensors {
   ProjectionParams p;
   std::vector<float> gates;
+  ListedRows lists;
   std::vector<char> x, heads, weight, head_bias, width_bias, out;
 
   std::vector<char> random_tensor(std::int64_t count, std::mt19937& random) const {
@@ -46,8 +48,6 @@ struct Tensors {
   // columns_are_heads: the weight is W_O [C, H * D], else W_Q [H * D, C]. gap: unused elements between rows.
   Tensors(const Shape& s, DType dtype, Density density, bool columns_are_heads, std::int64_t gap, unsigned seed) {
     std::mt19937 random(seed);
-    p.rows = s.rows;
-    p.num_heads = s.heads;
     p.head_dim = s.head_dim;
     p.width = s.width;
     p.dtype = dtype;
@@ -63,7 +63,7 @@ struct Tensors {
                       ((density == Density::kHalf || density == Density::kShared) && random() % 2 == 0);
       gates[i] = on ? 0.5F - static_cast<float>(random() % 2) : 0.0F;
     }
-    p.gates = gates.data();
+    p.selection = lists.of(gates.data(), s.rows, s.heads);
     p.x = {x.data(), {s.width + gap, 1}};
     p.heads = {heads.data(), {s.heads * (s.head_dim + gap), s.head_dim + gap, 1}};
     const std::int64_t d_stride = columns_are_heads ? 1 : s.width;
@@ -84,15 +84,15 @@ struct Tensors {
     return result;
   }
   std::vector<double> project(Kernel kernel, bool bias, int threads) {
-    return run(kernel, p.rows * p.num_heads * p.head_dim, p.num_heads * p.head_dim, p.head_dim, 1,
-               bias ? head_bias.data() : nullptr, threads);
+    return run(kernel, p.selection.num_rows * p.selection.num_heads * p.head_dim, p.selection.num_heads * p.head_dim,
+               p.head_dim, 1, bias ? head_bias.data() : nullptr, threads);
   }
   std::vector<double> combine(Kernel kernel, bool bias, int threads) {
-    return run(kernel, p.rows * p.width, p.width, 1, 0, bias ? width_bias.data() : nullptr, threads);
+    return run(kernel, p.selection.num_rows * p.width, p.width, 1, 0, bias ? width_bias.data() : nullptr, threads);
   }
   std::vector<double> gradient(Kernel kernel, int threads) {
-    return run(kernel, p.num_heads * p.head_dim * p.width, p.weight.stride[0], p.weight.stride[1], p.weight.stride[2],
-               nullptr, threads);
+    return run(kernel, p.selection.num_heads * p.head_dim * p.width, p.weight.stride[0], p.weight.stride[1],
+               p.weight.stride[2], nullptr, threads);
   }
 };
 

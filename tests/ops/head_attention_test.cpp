@@ -233,6 +233,136 @@ TEST_P(OnBackend, RepeatsToTheBitWithTwoThreads) {
   at::set_num_threads(threads);
 }
 
+// A window, a soft cap and sinks by plain operations in float64.
+Tensor variant_oracle(const Inputs& in, std::int64_t window, double soft_cap, const Tensor& sink) {
+  const std::int64_t groups = in.query.size(2) / in.key.size(2), tokens = in.query.size(1), keys = in.key.size(1);
+  const auto wide = [&](const Tensor& kv) { return kv.to(at::kDouble).repeat_interleave(groups, 2).transpose(1, 2); };
+  Tensor scores = at::matmul(in.query.to(at::kDouble).transpose(1, 2), wide(in.key).transpose(2, 3)) * 0.3;
+  if (soft_cap > 0) scores = soft_cap * at::tanh(scores / soft_cap);
+  scores = scores + in.bias.to(at::kDouble);
+  const Tensor place = at::arange(tokens, on_device(at::kLong)).unsqueeze(1) + (keys - tokens);
+  const Tensor key = at::arange(keys, on_device(at::kLong)).unsqueeze(0);
+  Tensor seen = key.le(place);
+  if (window > 0) seen = seen.logical_and(key.gt(place - window));
+  Tensor weight = at::exp(scores) * seen.to(at::kDouble);
+  Tensor sum = weight.sum(-1, /*keepdim=*/true);
+  if (sink.defined()) sum = sum + at::exp(sink.to(at::kDouble)).reshape({1, -1, 1, 1});
+  weight = weight / sum.masked_fill(sum.eq(0), 1);
+  return at::matmul(weight, wide(in.value)).transpose(1, 2) * in.gates.to(at::kDouble).unsqueeze(-1);
+}
+
+TEST_P(OnBackend, WindowsSoftCapsAndSinksMatchPlainOperationsInFloat64) {
+  if (GetParam() == "cuda") GTEST_SKIP() << "no CUDA kernel takes them";
+  for (const Shape& shape : kShapes) {
+    for (const std::int64_t window : {0, 1, 5, 100}) {
+      for (const double soft_cap : {0.0, 1.5}) {
+        Inputs in = make_inputs(shape, at::kFloat), wide = in;
+        Tensor sink = random({shape.heads}, at::kFloat), wide_sink = sink.to(at::kDouble);
+        const bool with_sink = window != 5;
+        const Tensor weights = random({shape.batch, shape.tokens, shape.heads, shape.dim}, at::kFloat);
+        std::vector<Tensor*> ours = {&in.query, &in.key, &in.value, &in.gates, &in.bias, &sink};
+        std::vector<Tensor*> theirs = {&wide.query, &wide.key, &wide.value, &wide.gates, &wide.bias, &wide_sink};
+        for (std::size_t i = 0; i < ours.size(); ++i) {
+          *theirs[i] = ours[i]->detach().to(at::kDouble).set_requires_grad(true);
+          ours[i]->set_requires_grad(true);
+        }
+        const moh::ops::Selection selection = moh::ops::select_heads(in.gates);
+        moh::ops::AttentionVariant variant = {.causal = true, .window = window, .soft_cap = soft_cap, .bias = in.bias};
+        variant.scale = 0.3;
+        if (with_sink) variant.sink = sink;
+        const Tensor out = head_attention(in.query, in.key, in.value, selection, variant);
+        const Tensor expected = variant_oracle(wide, window, soft_cap, with_sink ? wide_sink : Tensor());
+        (out * weights).sum().backward();
+        (expected * weights).sum().backward();
+        SCOPED_TRACE(testing::Message() << "T=" << shape.tokens << " S=" << shape.keys << " window=" << window
+                                        << " soft_cap=" << soft_cap);
+        const auto expect_near = [](const Tensor& got, const Tensor& wanted, const char* what) {
+          const double size = std::max(1.0, wanted.abs().max().item<double>());
+          EXPECT_LE((got.to(at::kDouble) - wanted).abs().max().item<double>(), 5e-5 * size) << what;
+        };
+        expect_near(out.detach(), expected.detach(), "out");
+        const char* names[] = {"query", "key", "value", "gates", "bias", "sink"};
+        for (std::size_t i = 0; i < (with_sink ? 6 : 5); ++i) {
+          Tensor wanted = theirs[i]->grad();
+          if (i == 3) wanted = wanted.masked_fill(in.gates.eq(0), 0);  // documented: zero where skipped
+          expect_near(ours[i]->grad(), wanted, names[i]);
+        }
+      }
+    }
+  }
+}
+
+// Prompts beside decoding sequences, in a pool whose pages hold keys and values side by side.
+TEST_P(OnBackend, SequencesInPagesEqualCallsForEachOfThem) {
+  if (GetParam() == "cuda") GTEST_SKIP() << "no CUDA kernel takes them";
+  constexpr std::int64_t kHeads = 4, kKvHeads = 2, kDim = 16, kPage = 8;
+  const std::vector<std::pair<std::int64_t, std::int64_t>> lengths = {{1, 70}, {30, 30}, {1, 1}, {20, 45}, {1, 300}};
+  std::int64_t rows = 0, pages = 0, most = 0;
+  for (const auto& [queries, keys] : lengths) {
+    rows += queries;
+    pages += (keys + kPage - 1) / kPage;
+    most = std::max(most, (keys + kPage - 1) / kPage);
+  }
+  const Tensor pool = random({pages, kKvHeads, kPage, 2 * kDim}, at::kFloat);
+  const Tensor key = pool.narrow(3, 0, kDim).transpose(1, 2), value = pool.narrow(3, kDim, kDim).transpose(1, 2);
+  const Tensor query = random({rows, kHeads, kDim}, at::kFloat);
+  const Tensor gates = at::rand({rows, kHeads}, on_device()) * at::rand({rows, kHeads}, on_device()).lt(0.6);
+  const Tensor order = at::randperm(pages, on_device(at::kLong)).to(at::kInt);
+  const Tensor table = at::zeros({5, most}, on_device(at::kInt)), list = at::empty({5, 3}, on_device(at::kLong));
+  std::int64_t first = 0, page = 0;
+  std::vector<Tensor> alone;
+  for (std::int64_t n = 0; n < 5; ++n) {
+    const auto [queries, keys] = lengths[n];
+    const std::int64_t used = (keys + kPage - 1) / kPage;
+    table[n].narrow(0, 0, used).copy_(order.narrow(0, page, used));
+    list[n].copy_(at::tensor({first, queries, keys}, on_device(at::kLong)));
+    const auto gathered = [&, keys = keys](const Tensor& of) {
+      return of.index_select(0, table[n].narrow(0, 0, used)).flatten(0, 1).narrow(0, 0, keys).unsqueeze(0);
+    };
+    alone.push_back(head_attention(query.narrow(0, first, queries).unsqueeze(0), gathered(key), gathered(value),
+                                   gates.narrow(0, first, queries).unsqueeze(0), {}, true)
+                        .squeeze(0));
+    first += queries;
+    page += used;
+  }
+  const Tensor out =
+      moh::ops::head_attention_paged(query, key, value, moh::ops::select_heads(gates), list, table, {.causal = true});
+  EXPECT_TRUE(at::equal(out, at::cat(alone)));
+  list[1][2] = 1000;
+  EXPECT_THROW(moh::ops::head_attention_paged(query, key, value, moh::ops::select_heads(gates), list, table, {}),
+               std::exception);
+}
+
+TEST_P(OnBackend, ABoolMaskHidesAndABiasKeepsItsType) {
+  if (GetParam() == "cuda") GTEST_SKIP() << "see gpu_check";
+  const Inputs in = make_inputs({2, 9, 12, 4, 2, 16}, at::kFloat);
+  const Tensor mask = at::rand({2, 1, 9, 12}, on_device()).lt(0.7);
+  Inputs masked = in;
+  masked.bias = at::zeros({2, 4, 9, 12}, on_device()).masked_fill(mask.logical_not(), -INFINITY);
+  const Tensor out = head_attention(in.query, in.key, in.value, in.gates, mask, true);
+  EXPECT_LE((out.to(at::kDouble) - oracle(masked, true, true, std::nullopt)).abs().max().item<double>(), 2e-5);
+  EXPECT_THROW(head_attention(in.query, in.key, in.value, in.gates, mask.to(at::kInt), true), std::exception);
+  // An fp32 bias beside bf16 rows is not rounded to bf16: 1000 + 1/4 and 1000 + 3/4 differ in fp32 alone.
+  Inputs half = make_inputs({1, 1, 2, 1, 1, 8}, at::kBFloat16, 1.0);
+  half.bias = at::tensor({1000.25, 1000.75}, on_device());
+  const Tensor rounded = head_attention(half.query, half.key, half.value, half.gates, half.bias);
+  const double size = oracle(half, true, false, std::nullopt).abs().max().item<double>();
+  EXPECT_LE((rounded.to(at::kDouble) - oracle(half, true, false, std::nullopt)).abs().max().item<double>(),
+            1e-2 * std::max(size, 0.1));
+}
+
+// fp16 holds hardly a digit of an output whose gate is 1e-6; the gate's gradient does not depend on it.
+TEST_P(OnBackend, GradientsOfSmallGatesAreExactInHalfTypes) {
+  Inputs in = make_inputs({1, 6, 6, 2, 2, 16}, at::kHalf, 1.0);
+  in.gates = at::full({1, 6, 2}, 1e-6, on_device()).set_requires_grad(true);
+  const Tensor grad = random({1, 6, 2, 16}, at::kHalf);
+  head_attention(in.query, in.key, in.value, in.gates).backward(grad);
+  Inputs wide = in;
+  wide.gates = at::ones({1, 6, 2}, on_device());
+  const Tensor expected = (oracle(wide, false, false, std::nullopt) * grad.to(at::kDouble)).sum(-1);
+  EXPECT_LE((in.gates.grad().to(at::kDouble) - expected).abs().max().item<double>(), 1e-3);
+}
+
 std::vector<std::string> backend_names() {
   std::vector<std::string> names = {"composite"};
   for (const auto& backend : moh::kernels::backends()) {

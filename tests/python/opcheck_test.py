@@ -25,6 +25,7 @@ def cases():
         gates = gates_of(2, 5, 4)
         yield moh.head_attention, (*qkv, gates), {}
         yield moh.head_attention, (*qkv, gates), {"causal": True, "scale": 0.2, "bias": leaf(4, 5, 7, dtype=dtype)}
+        yield moh.head_attention, (*qkv, gates), {"causal": True, "window": 3, "soft_cap": 2.0, "sink": leaf(4)}
         yield moh.head_attention_forward, (*qkv, gates, None, True, None), {}
     query, key, value = (torch.randn(1, 6, 2, 8) for _ in range(3))
     gates = gates_of(1, 6, 2).detach()
@@ -32,10 +33,17 @@ def cases():
     for bias in (None, torch.randn(2, 6, 6)):
         yield (moh.head_attention_backward,
                (torch.randn_like(out), query, key, value, gates, bias, out, lse, False, None, bias is not None), {})
+    pages = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32)  # of 4 keys; rows 0 to 2 see 7 keys, row 3 sees 2
+    yield moh.head_attention_paged, (query[0], *torch.randn(2, 3, 4, 2, 8), gates[0],
+                                     torch.tensor([[0, 3, 7], [3, 1, 2]]), pages), {}
+    yield moh.list_rows, (gates,), {}
     gates = gates_of(2, 5, 4).detach()
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for bias in (None, leaf(32, dtype=dtype)):
             yield moh.project_heads, (leaf(2, 5, 6, dtype=dtype), leaf(32, 6, dtype=dtype), bias, gates), {}
+            rows, first = moh.list_rows(gates)
+            yield (moh.project_heads, (leaf(2, 5, 6, dtype=dtype), leaf(32, 6, dtype=dtype), bias, gates),
+                   {"rows": rows, "first": first})
             yield moh.combine_heads, (leaf(2, 5, 4, 8, dtype=dtype), leaf(32, 32, dtype=dtype), bias, gates), {}
         for transposed in (False, True):
             yield (moh.head_weight_gradient,

@@ -88,7 +88,7 @@ void score_gradients(const AggregatedAttentionParams& p, const Padded& padded, i
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows[i];
-    const float gate = p.gates[(b * p.map() + n) * heads + h];
+    const float gate = p.selection.gates[(b * p.map() + n) * heads + h];
     float *const local = &w.local[i * padded.places], *const learned = &w.learned[i * padded.places];
     float *const grad_local = &s.grad_local[i * padded.places], *const grad_pool = &s.grad_pool[i * padded.pooled];
     float* const pool = &w.pool[i * padded.pooled];
@@ -176,18 +176,18 @@ void backward_block(const AggregatedAttentionParams& p, const Padded& padded, in
   }
 }
 
-void backward_part(const AggregatedAttentionParams& p, const Padded& padded, const RowLists& lists,
-                   const MapParts& parts, int64_t h, int64_t part, Scratch& s, const Sums& sums) {
+void backward_part(const AggregatedAttentionParams& p, const Padded& padded, const MapParts& parts, int64_t h,
+                   int64_t part, Scratch& s, const Sums& sums) {
   const int64_t begin = parts.begin(part), end = parts.end(part, p.height), pool_size = p.pooled * padded.dim;
   const Learned mine(&sums.learned[(part * p.num_heads + h) * sums.learned_size], padded);
   clear(mine.tokens, sums.learned_size);
   clear(p.grad_pool_bias + (h * p.map() + begin * p.width) * p.pooled, (end - begin) * p.width * p.pooled);
   s.learned.pack(p, padded, h);
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t bh = b * p.num_heads + h, place = ((part * p.batch + b) * p.num_heads + h) * pool_size;
+    const int64_t place = ((part * p.batch + b) * p.num_heads + h) * pool_size;
     clear(&sums.pool_key[place], pool_size);
     clear(&sums.pool_value[place], pool_size);
-    const PartRows rows(lists, bh, begin * p.width, end * p.width);
+    const PartRows rows(p, b, h, begin * p.width, end * p.width);
     if (rows.count == 0) continue;
     s.pooled.pack(p, padded, b, h, /*backward=*/true);
     s.keys.pack(p, b, h, begin, end, padded.dim);
@@ -214,7 +214,7 @@ void clear_gradients(const AggregatedAttentionParams& p, const Padded& padded, c
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
         const int64_t gate = (b * p.map() + n) * p.num_heads + h;
-        if (p.gates[gate] != 0) continue;
+        if (p.selection.gates[gate] != 0) continue;
         p.grad_gates[gate] = 0;
         clear_row(row_at(p.grad_query, p.dtype, b, n, h), p.grad_query.stride[3], p.head_dim, p.dtype);
       }
@@ -289,7 +289,6 @@ void write_learned(const AggregatedAttentionParams& p, const Padded& padded, con
 }  // namespace
 
 void aggregated_attention_backward(const AggregatedAttentionParams& p) {
-  const RowLists lists(p.gates, p.batch, p.map(), p.num_heads, 0);
   const Padded padded(p);
   const MapParts parts(p, p.num_heads);
   const Sums sums(p, padded, parts.count);
@@ -303,7 +302,7 @@ void aggregated_attention_backward(const AggregatedAttentionParams& p) {
       for (;;) {
         const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (item >= these * p.num_heads) return;
-        backward_part(p, padded, lists, parts, item % p.num_heads, item / p.num_heads * 2 + odd, scratch, sums);
+        backward_part(p, padded, parts, item % p.num_heads, item / p.num_heads * 2 + odd, scratch, sums);
       }
     });
   }

@@ -13,7 +13,7 @@ void clear_skipped(const AggregatedAttentionParams& p) {
     const int64_t b = item / per_batch, begin = item % per_batch * kRowsAtOnce;
     for (int64_t n = begin; n < min_of(begin + kRowsAtOnce, p.map()); ++n) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        if (p.gates[(b * p.map() + n) * p.num_heads + h] != 0) continue;
+        if (p.selection.gates[(b * p.map() + n) * p.num_heads + h] != 0) continue;
         clear_row(row_at(p.out, p.dtype, b, n, h), p.out.stride[3], p.head_dim, p.dtype);
       }
     }
@@ -39,7 +39,6 @@ void add_window(float* sum, const Weights& weights, int64_t i, const Padded& pad
 
 void aggregated_attention_forward(const AggregatedAttentionParams& p) {
   clear_skipped(p);
-  const RowLists lists(p.gates, p.batch, p.map(), p.num_heads, 0);
   const Padded padded(p);
   const int64_t heads = p.batch * p.num_heads, places = p.places();
   const MapParts parts(p, heads);
@@ -59,7 +58,7 @@ void aggregated_attention_forward(const AggregatedAttentionParams& p) {
       const int64_t part = item % parts.count, b = item / parts.count % p.batch, h = item / parts.count / p.batch;
       const int64_t bh = b * p.num_heads + h;
       const int64_t begin = parts.begin(part), end = parts.end(part, p.height);
-      const PartRows mine(lists, bh, begin * p.width, end * p.width);
+      const PartRows mine(p, b, h, begin * p.width, end * p.width);
       if (mine.count == 0) continue;
       if (packed != bh) {
         pooled.pack(p, padded, b, h, /*backward=*/false);
@@ -75,7 +74,7 @@ void aggregated_attention_forward(const AggregatedAttentionParams& p) {
                  sums.data, padded.dim, false);
         for (int64_t i = 0; i < count; ++i) add_window(&sums[i * padded.dim], weights, i, padded, places, keys);
         for (int64_t i = 0; i < count; ++i) {
-          const float gate = p.gates[(b * p.map() + rows[i]) * p.num_heads + h];
+          const float gate = p.selection.gates[(b * p.map() + rows[i]) * p.num_heads + h];
           write_row(row_at(p.out, p.dtype, b, rows[i], h), p.out.stride[3], &sums[i * padded.dim], p.head_dim, p.dtype,
                     gate);
         }

@@ -67,15 +67,17 @@ struct MapParts {
   int64_t end(int64_t part, int64_t map_height) const { return min_of((part + 1) * height, map_height); }
 };
 
-// The tokens of one part that selected the head.
+// The tokens of one part of map b that selected the head, numbered in the map.
 struct PartRows {
+  Buffer<int32_t> own;
   const int32_t* rows;
   int64_t count;
-  PartRows(const RowLists& lists, int64_t bh, int64_t first_token, int64_t end_token) {
-    const int32_t* const all = lists.begin(bh);
-    const int64_t first = first_not_below(all, lists.count(bh), first_token);
-    rows = all + first;
-    count = first_not_below(all, lists.count(bh), end_token) - first;
+  PartRows(const AggregatedAttentionParams& p, int64_t b, int64_t h, int64_t first_token, int64_t end_token)
+      : own(end_token - first_token), rows(own.data) {
+    const int64_t first_row = b * p.map();
+    const HeadRows all = rows_between(p.selection, h, first_row + first_token, first_row + end_token);
+    count = all.count;
+    for (int64_t i = 0; i < count; ++i) own[i] = static_cast<int32_t>(all.rows[i] - first_row);
   }
 };
 

@@ -25,11 +25,11 @@ void combine_few(const ProjectionParams& p, const PlainRows& heads) {
     for (int64_t c = begin; c < end; ++c) {
       const float bias = p.bias == nullptr ? 0.0F : element(p.bias, c, p.dtype);
       const char* row = byte_at(p.weight.data, c * p.weight.stride[2], p.dtype);
-      for (int64_t r = 0; r < p.rows; ++r) {
-        const float* gates = p.gates + r * p.num_heads;
+      for (int64_t r = 0; r < p.selection.num_rows; ++r) {
+        const float* gates = p.selection.gates + r * p.selection.num_heads;
         Vec sums[4] = {};
         float rest = bias;
-        for (int64_t h = 0; h < p.num_heads; ++h) {
+        for (int64_t h = 0; h < p.selection.num_heads; ++h) {
           if (gates[h] == 0) continue;
           rest +=
               add_products(sums, heads.at(r, h), row + h * p.weight.stride[0] * size_of(p.dtype), p.head_dim, p.dtype);
@@ -37,24 +37,24 @@ void combine_few(const ProjectionParams& p, const PlainRows& heads) {
         result[r][c - begin] = rest + total_of(sums);
       }
     }
-    for (int64_t r = 0; r < p.rows; ++r) write_columns(p, r, begin, end - begin, result[r]);
+    for (int64_t r = 0; r < p.selection.num_rows; ++r) write_columns(p, r, begin, end - begin, result[r]);
   });
 }
 
 }  // namespace
 
 void combine_heads(const ProjectionParams& p) {
-  const PlainRows heads(p.heads.data, p.dtype, p.rows, p.heads.stride[0], p.num_heads, p.heads.stride[1], p.head_dim,
-                        p.heads.stride[2], p.gates, p.parallel);
-  if (p.rows <= kFewProjected && p.weight.stride[1] == 1) return combine_few(p, heads);
+  const PlainRows heads(p.heads.data, p.dtype, p.selection.num_rows, p.heads.stride[0], p.selection.num_heads,
+                        p.heads.stride[1], p.head_dim, p.heads.stride[2], p.selection.gates, p.parallel);
+  if (p.selection.num_rows <= kFewProjected && p.weight.stride[1] == 1) return combine_few(p, heads);
 
-  const RowLists lists(p.gates, 1, p.rows, p.num_heads, 0);
+  const Selection& lists = p.selection;
   const int64_t panels = (p.width + kPanel - 1) / kPanel;
   const auto panel_width = [&](int64_t panel) { return min_of(kPanel, round_up(p.width, kWidth) - panel * kPanel); };
-  const int64_t panel_size = p.num_heads * p.head_dim * kPanel;
+  const int64_t panel_size = p.selection.num_heads * p.head_dim * kPanel;
   const Buffer<float> packed(panels * panel_size);  // [panel][head][D][column]
   for_each_item(p.parallel, panels, [&](int64_t panel) {
-    for (int64_t h = 0; h < p.num_heads; ++h) {
+    for (int64_t h = 0; h < p.selection.num_heads; ++h) {
       if (lists.count(h) == 0) continue;
       pack_panel(&packed[panel * panel_size + h * p.head_dim * kPanel],
                  byte_at(p.weight.data, h * p.weight.stride[0] + panel * kPanel * p.weight.stride[2], p.dtype), p.dtype,
@@ -63,12 +63,14 @@ void combine_heads(const ProjectionParams& p) {
     }
   });
 
-  const int64_t average = max_of(1, lists.first[p.num_heads] * p.head_dim * 4 / max_of(1, p.rows));
+  const int64_t average =
+      max_of(1, lists.first[p.selection.num_heads] * p.head_dim * 4 / max_of(1, p.selection.num_rows));
   const int64_t block_rows = max_of(48, min_of(384, kBlockBytes / average));
   const int64_t groups = (p.width + kItemColumns - 1) / kItemColumns;
-  const int64_t blocks = (p.rows + block_rows - 1) / block_rows;
+  const int64_t blocks = (p.selection.num_rows + block_rows - 1) / block_rows;
   for_each_item(p.parallel, blocks * groups, [&](int64_t item) {
-    const int64_t first_row = item / groups * block_rows, end_row = min_of(first_row + block_rows, p.rows);
+    const int64_t first_row = item / groups * block_rows,
+                  end_row = min_of(first_row + block_rows, p.selection.num_rows);
     const int64_t first_column = item % groups * kItemColumns;
     const int64_t columns = min_of(kItemColumns, p.width - first_column);
     const Buffer<float> sums(block_rows * kItemColumns);
@@ -80,7 +82,7 @@ void combine_heads(const ProjectionParams& p) {
         read_row(row, byte_at(p.bias, first_column, p.dtype), 1, columns, kItemColumns, p.dtype, 1.0F);
       }
     }
-    for (int64_t h = 0; h < p.num_heads; ++h) {
+    for (int64_t h = 0; h < p.selection.num_heads; ++h) {
       const int32_t* rows = lists.begin(h);
       const int64_t begin = first_not_below(rows, lists.count(h), first_row);
       const int64_t end = first_not_below(rows, lists.count(h), end_row);

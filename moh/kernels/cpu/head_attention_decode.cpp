@@ -18,47 +18,58 @@ constexpr int64_t kStepKeys = 64;   // keys at a time: K and V of a step stay in
 constexpr bool kWideTiles = kPanel * sizeof(float) >= 256;
 
 struct Row {
-  int64_t b, h, t, visible;
+  int64_t n, h, t, first, last;  // keys first <= s < last are visible
 };
 
 struct KvHead {
-  int64_t kv, first_row, num_rows, visible;
+  int64_t n, kv_head, first_row, num_rows;
+  int64_t first_part, end_part;  // of its keys: part i begins at key i * kPartKeys
+  int64_t place;                 // of the first part's first row among all (part, row)
 };
 
 // The rows of all KV heads with few, and their queries.
 struct Work {
   Buffer<KvHead> heads;
   Buffer<Row> rows;
-  int64_t num_heads = 0, num_rows = 0, visible = 0;
-  Work(const HeadAttentionParams& p, const RowLists& lists)
-      : heads(p.batch * p.num_kv_heads), rows(p.batch * p.num_kv_heads * kFewRows) {
-    const int64_t group = p.num_heads / p.num_kv_heads;
-    for (int64_t kv = 0; kv < p.batch * p.num_kv_heads; ++kv) {
-      if (!has_few_rows(lists, kv, group)) continue;
-      KvHead head = {kv, num_rows, 0, 0};
-      for (int64_t bh = kv * group; bh < (kv + 1) * group; ++bh) {
-        for (int64_t i = 0; i < lists.count(bh); ++i) {
-          const int64_t t = lists.begin(bh)[i];
-          rows[num_rows++] = {bh / p.num_heads, bh % p.num_heads, t, visible_keys(p, t)};
-          head.visible = max_of(head.visible, visible_keys(p, t));
+  int64_t num_heads = 0, num_rows = 0, num_items = 0, num_places = 0;
+  Work(const HeadAttentionParams& p, const SequenceRows& all)
+      : heads(p.num_sequences * p.num_kv_heads), rows(p.num_sequences * p.num_kv_heads * kFewRows) {
+    for (int64_t kv = 0; kv < p.num_sequences * p.num_kv_heads; ++kv) {
+      if (all.count(kv) == 0 || all.count(kv) > kFewRows) continue;
+      const int64_t n = kv / p.num_kv_heads, first_head = kv % p.num_kv_heads * all.group;
+      const Sequence& sequence = p.sequences[n];
+      int64_t first = sequence.keys, last = 0;
+      KvHead head = {n, kv % p.num_kv_heads, num_rows, 0, 0, 0, num_places};
+      for (int64_t h = first_head; h < first_head + all.group; ++h) {
+        const HeadRows& list = all.of(n, h);
+        for (int64_t i = 0; i < list.count; ++i) {
+          const int64_t t = list.rows[i] - first_row_of(p, sequence);
+          const Row row = {n, h, t, first_visible_key(p.variant, sequence, t), visible_keys(p.variant, sequence, t)};
+          first = min_of(first, row.first);
+          last = max_of(last, row.last);
+          rows[num_rows++] = row;
         }
       }
       head.num_rows = num_rows - head.first_row;
-      if (head.num_rows > 0) heads[num_heads++] = head;
-      visible = max_of(visible, head.visible);
+      head.first_part = first / kPartKeys;
+      head.end_part = (last + kPartKeys - 1) / kPartKeys;
+      num_items += head.end_part - head.first_part;
+      num_places += (head.end_part - head.first_part) * head.num_rows;
+      heads[num_heads++] = head;
     }
   }
 };
 
-// Rows [count][padded] of keys or values from s on, in place where they are plain fp32, else converted.
-const float* plain_rows(const Input4& tensor, const HeadAttentionParams& p, int64_t b, int64_t s, int64_t kv_head,
-                        int64_t count, int64_t padded, float* scratch, int64_t* row_size) {
-  if (p.dtype == DType::kFloat32 && tensor.stride[3] == 1 && padded == p.head_dim) {
+// Rows [count][padded] of keys or values from s on, in place where they are plain fp32 side by side, else converted.
+const float* plain_rows(const Input4& tensor, const HeadAttentionParams& p, const Sequence& sequence, int64_t s,
+                        int64_t kv_head, int64_t count, int64_t padded, float* scratch, int64_t* row_size) {
+  if (p.dtype == DType::kFloat32 && tensor.stride[3] == 1 && padded == p.head_dim &&
+      run_end(p, sequence, s, s + count) == s + count) {
     *row_size = tensor.stride[1];
-    return reinterpret_cast<const float*>(at(tensor, p.dtype, b, s, kv_head));
+    return reinterpret_cast<const float*>(key_row(tensor, p, sequence, s, kv_head));
   }
   for (int64_t i = 0; i < count; ++i) {
-    read_row(scratch + i * padded, at(tensor, p.dtype, b, s + i, kv_head), tensor.stride[3], p.head_dim, padded,
+    read_row(scratch + i * padded, key_row(tensor, p, sequence, s + i, kv_head), tensor.stride[3], p.head_dim, padded,
              p.dtype, 1);
   }
   *row_size = padded;
@@ -92,17 +103,23 @@ void add_weighted_row(const float* weights, const float* values, int64_t row_siz
 }
 
 // One part of the keys of one KV head: states and sums of its rows.
-void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* rows, const float* queries, int64_t begin,
+void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* rows, const float* queries, int64_t part,
                  int64_t padded, float* scratch, State* states, float* sums) {
-  const int64_t b = head.kv / p.num_kv_heads, kv_head = head.kv % p.num_kv_heads;
-  for (int64_t r = 0; r < head.num_rows; ++r) states[r] = {-INFINITY, 0.0F};
+  const Sequence& sequence = p.sequences[head.n];
+  int64_t first = sequence.keys, last = 0;
+  for (int64_t r = 0; r < head.num_rows; ++r) {
+    states[r] = {-INFINITY, 0.0F};
+    first = min_of(first, rows[r].first);
+    last = max_of(last, rows[r].last);
+  }
   memset(sums, 0, static_cast<size_t>(head.num_rows * padded) * sizeof(float));
   float scores[kFewRows * kStepKeys];
-  const int64_t end = min_of(begin + kPartKeys, head.visible);
+  const int64_t begin = part * kPartKeys, end = min_of(begin + kPartKeys, last);
   for (int64_t s = begin; s < end; s += kStepKeys) {
     const int64_t count = min_of(kStepKeys, end - s);
+    if (s + count <= first) continue;  // before every row's window
     int64_t row_size;
-    const float* keys = plain_rows(p.key, p, b, s, kv_head, count, padded, scratch, &row_size);
+    const float* keys = plain_rows(p.key, p, sequence, s, head.kv_head, count, padded, scratch, &row_size);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t r = 0; r < head.num_rows; ++r) {
         Vec dot = Vec{};
@@ -112,11 +129,13 @@ void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* ro
       }
     }
     for (int64_t r = 0; r < head.num_rows; ++r) {
-      const int64_t seen = max_of(0, min_of(count, rows[r].visible - s));
-      if (p.bias.data != nullptr) add_bias(p, rows[r].b, rows[r].h, rows[r].t, scores + r * kStepKeys, s, seen);
-      rescale(sums + r * padded, padded, softmax_block(scores + r * kStepKeys, seen, kStepKeys, states[r]));
+      const int64_t seen = max_of(0, min_of(count, rows[r].last - s));
+      const int64_t hidden = min_of(max_of(rows[r].first - s, 0), seen);
+      float* const row = scores + r * kStepKeys;
+      finish_scores(p, sequence, rows[r].h, rows[r].t, row, s, hidden, seen, nullptr);
+      rescale(sums + r * padded, padded, softmax_block(row, seen, kStepKeys, states[r]));
     }
-    const float* values = plain_rows(p.value, p, b, s, kv_head, count, padded, scratch, &row_size);
+    const float* values = plain_rows(p.value, p, sequence, s, head.kv_head, count, padded, scratch, &row_size);
     if (kWideTiles && head.num_rows > 1) {
       for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
         product(head.num_rows, panel_width(panel, padded), count, scores, kStepKeys, 1, values + panel * kPanel,
@@ -130,43 +149,69 @@ void attend_part(const HeadAttentionParams& p, const KvHead& head, const Row* ro
   }
 }
 
+// The parts of one row in their order, into the first of them.
+State join_parts(int64_t parts, int64_t apart, const State* states, float* sums, int64_t padded) {
+  State total = states[0];
+  for (int64_t part = 1; part < parts; ++part) {
+    const State other = states[part * apart];
+    const float* other_sums = sums + part * apart * padded;
+    if (other.max == -INFINITY && other.sum == 0) continue;  // saw no key
+    const float best = total.max > other.max ? total.max : other.max;
+    const float mine = exp2f(total.max - best), theirs = exp2f(other.max - best);
+    for (int64_t d = 0; d < padded; ++d) sums[d] = sums[d] * mine + other_sums[d] * theirs;
+    total = {best, total.sum * mine + other.sum * theirs};
+  }
+  return total;
+}
+
 }  // namespace
 
-void forward_few(const HeadAttentionParams& p, const RowLists& lists) {
-  const Work work(p, lists);
+void forward_few(const HeadAttentionParams& p, const SequenceRows& rows) {
+  const Work work(p, rows);
   if (work.num_rows == 0) return;
-  const int64_t padded = round_up(p.head_dim, kWidth), parts = (work.visible + kPartKeys - 1) / kPartKeys;
+  const int64_t padded = round_up(p.head_dim, kWidth);
   const Buffer<float> queries(work.num_rows * padded);
   for (int64_t r = 0; r < work.num_rows; ++r) {
     const Row& row = work.rows[r];
-    read_row(&queries[r * padded], at(p.query, p.dtype, row.b, row.t, row.h), p.query.stride[3], p.head_dim, padded,
-             p.dtype, p.scale * kLog2E);
+    read_row(&queries[r * padded], query_row(p.query, p.dtype, p.sequences[row.n], row.t, row.h), p.query.stride[3],
+             p.head_dim, padded, p.dtype, p.scale * kLog2E);
   }
-  const Buffer<State> states(parts * work.num_rows);  // [part][row]
-  const Buffer<float> sums(parts * work.num_rows * padded);
   // The heads of one part follow each other: their keys are neighbours in memory.
-  for_each_item(p.parallel, parts * work.num_heads, [&](int64_t item) {
-    const int64_t part = item / work.num_heads;
-    const KvHead& head = work.heads[item % work.num_heads];
+  struct Item {
+    int32_t head, part;
+  };
+  const Buffer<Item> items(work.num_items);
+  int64_t num_items = 0;
+  for (int64_t begin = 0, end; begin < work.num_heads; begin = end) {
+    int64_t most = 0;
+    for (end = begin; end < work.num_heads && work.heads[end].n == work.heads[begin].n; ++end) {
+      most = max_of(most, work.heads[end].end_part);
+    }
+    for (int64_t part = 0; part < most; ++part) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (part < work.heads[i].first_part || part >= work.heads[i].end_part) continue;
+        items[num_items++] = {static_cast<int32_t>(i), static_cast<int32_t>(part)};
+      }
+    }
+  }
+  const Buffer<State> states(work.num_places);  // [head][part][row]
+  const Buffer<float> sums(work.num_places * padded);
+  for_each_item(p.parallel, num_items, [&](int64_t item) {
+    const KvHead& head = work.heads[items[item].head];
+    const int64_t place = head.place + (items[item].part - head.first_part) * head.num_rows;
     const Buffer<float> scratch(kStepKeys * padded);
-    const int64_t place = part * work.num_rows + head.first_row;
-    attend_part(p, head, &work.rows[head.first_row], &queries[head.first_row * padded], part * kPartKeys, padded,
+    attend_part(p, head, &work.rows[head.first_row], &queries[head.first_row * padded], items[item].part, padded,
                 scratch.data, &states[place], &sums[place * padded]);
   });
-  for (int64_t r = 0; r < work.num_rows; ++r) {
-    State total = states[r];
-    float* total_sums = &sums[r * padded];
-    for (int64_t part = 1; part < parts; ++part) {
-      const State other = states[part * work.num_rows + r];
-      const float* other_sums = &sums[(part * work.num_rows + r) * padded];
-      if (other.max == -INFINITY && other.sum == 0) continue;  // saw no key
-      const float best = total.max > other.max ? total.max : other.max;
-      const float mine = exp2f(total.max - best), theirs = exp2f(other.max - best);
-      for (int64_t d = 0; d < padded; ++d) total_sums[d] = total_sums[d] * mine + other_sums[d] * theirs;
-      total = {best, total.sum * mine + other.sum * theirs};
+  for (int64_t i = 0; i < work.num_heads; ++i) {
+    const KvHead& head = work.heads[i];
+    for (int64_t r = 0; r < head.num_rows; ++r) {
+      const Row& row = work.rows[head.first_row + r];
+      float* const own = &sums[(head.place + r) * padded];
+      const State total =
+          join_parts(head.end_part - head.first_part, head.num_rows, &states[head.place + r], own, padded);
+      write_output(p, p.sequences[row.n], row.h, row.t, own, total);
     }
-    const Row& row = work.rows[r];
-    write_output(p, row.b, row.h, row.t, total_sums, total);
   }
 }
 

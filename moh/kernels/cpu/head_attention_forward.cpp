@@ -1,11 +1,11 @@
 // Fused head-sparse attention, forward, on CPUs.
 //
-//   out[b,t,h] = gate * softmax(scale * q K^T + bias) V   for the tokens whose gate of head h is not zero
+//   out[t,h] = gate * softmax(cap(scale * q K^T) + bias) V   for the tokens whose gate of head h is not zero
 //
-// Fused: gather of the rows that selected the head, scores, mask, bias, online softmax, values, gate. Read once: query
-// rows that are used, keys and values (packed per KV head, in fp32); written once: out and lse. No T x S memory. Blocks
-// of 96 rows x 128 keys, three passes (scores, softmax, values) so that each operand block stays in L1. KV heads that
-// few rows need take another way, head_attention_decode.cpp.
+// Fused: gather of the rows that selected the head, scores, mask, cap, bias, online softmax, values, gate. Read once:
+// query rows that are used, keys and values (packed per KV head, in fp32); written once: out and lse. No T x S memory.
+// Blocks of 96 rows x 128 keys, three passes (scores, softmax, values) so that each operand block stays in L1. KV heads
+// that few rows need take another way, head_attention_decode.cpp.
 #include "moh/kernels/cpu/head_attention_decode.h"
 #include "moh/kernels/cpu/softmax.h"
 
@@ -17,14 +17,14 @@ constexpr int64_t kPackKeys = 256;        // keys that a thread packs at a time
 
 // Skipped rows: zeros and -inf.
 void clear_skipped(const HeadAttentionParams& p) {
-  for_each_item(p.parallel, p.batch * ((p.queries + 255) / 256), [&](int64_t item) {
-    const int64_t per_batch = (p.queries + 255) / 256, b = item / per_batch, begin = item % per_batch * 256;
-    for (int64_t t = begin; t < min_of(begin + 256, p.queries); ++t) {
-      const bool sees_none = visible_keys(p, t) == 0;
+  for_each_rows(p, [&](const Sequence& sequence, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const bool sees_none = visible_keys(p.variant, sequence, t) == 0;
+      const int64_t row = (first_row_of(p, sequence) + t) * p.num_heads;
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        if (gate_of(p, b, t, h) != 0 && !sees_none) continue;
-        clear_row(at(p.out, p.dtype, b, t, h), p.out.stride[3], p.head_dim, p.dtype);
-        p.lse[(b * p.num_heads + h) * p.queries + t] = -INFINITY;
+        if (p.selection.gates[row + h] != 0 && !sees_none) continue;
+        clear_row(query_row(p.out, p.dtype, sequence, t, h), p.out.stride[3], p.head_dim, p.dtype);
+        p.lse[row + h] = -INFINITY;
       }
     }
   });
@@ -37,93 +37,107 @@ struct BlockScratch {
       : query(kBlockRows * p.head_dim), scores(kBlockRows * kBlockKeys), sums(kBlockRows * padded) {}
 };
 
-void attend_block(const HeadAttentionParams& p, int64_t b, int64_t h, const int32_t* rows, int64_t count,
+void attend_block(const HeadAttentionParams& p, const Sequence& sequence, int64_t h, const HeadRows& block,
                   const float* keys, const float* values, int64_t capacity, int64_t padded,
                   const BlockScratch& scratch) {
   State state[kBlockRows];
-  int64_t visible[kBlockRows] = {};
-  const int64_t dim = p.head_dim;
+  const int64_t dim = p.head_dim, count = block.count, first_row = first_row_of(p, sequence);
+  const Sight sight(p, sequence, block.rows, count, first_row);
   for (int64_t i = 0; i < count; ++i) {
-    read_row(&scratch.query[i * dim], at(p.query, p.dtype, b, rows[i], h), p.query.stride[3], dim, dim, p.dtype,
-             p.scale * kLog2E);
-    visible[i] = visible_keys(p, rows[i]);
+    read_row(&scratch.query[i * dim], query_row(p.query, p.dtype, sequence, block.rows[i] - first_row, h),
+             p.query.stride[3], dim, dim, p.dtype, p.scale * kLog2E);
     state[i] = {-INFINITY, 0.0F};
   }
-  const int64_t last = visible[count - 1];
-  for (int64_t key_begin = 0; key_begin < last; key_begin += kBlockKeys) {
-    const int64_t key_end = min_of(key_begin + kBlockKeys, last);
-    block_scores(scratch.scores.data, scratch.query.data, dim, count, visible, keys, dim, key_begin, key_end);
-    const int64_t first = first_row_seeing(visible, count, key_begin);
+  for (int64_t key_begin = sight.begin(0); key_begin < sight.end(); key_begin += kBlockKeys) {
+    const int64_t key_end = min_of(key_begin + kBlockKeys, sight.end());
+    block_scores(scratch.scores.data, scratch.query.data, dim, sight, keys, dim, key_begin, key_end);
+    const int64_t first = sight.first_seeing(key_begin), end = sight.end_seeing(key_end);
     int64_t depth[kBlockRows / kRows];  // keys that each tile of rows multiplies with values
-    for (int64_t tile = first; tile < count; tile += kRows) {
-      const int64_t tile_end = min_of(tile + kRows, count);
-      const int64_t tile_keys = min_of(visible[tile_end - 1], key_end) - key_begin;
+    for (int64_t tile = first; tile < end; tile += kRows) {
+      const int64_t tile_end = min_of(tile + kRows, end);
+      const int64_t tile_keys = min_of(sight.last[tile_end - 1], key_end) - key_begin;
       depth[tile / kRows] = tile_keys;
       for (int64_t i = tile; i < tile_end; ++i) {
         float* scores = &scratch.scores[i * kBlockKeys];
-        const int64_t seen = max_of(min_of(visible[i], key_end) - key_begin, 0);
-        if (p.bias.data != nullptr) add_bias(p, b, h, rows[i], scores, key_begin, seen);
+        const int64_t seen = max_of(min_of(sight.last[i], key_end) - key_begin, 0);
+        const int64_t hidden = min_of(max_of(sight.first[i] - key_begin, 0), seen);
+        finish_scores(p, sequence, h, block.rows[i] - first_row, scores, key_begin, hidden, seen, nullptr);
         const float factor = softmax_block(scores, seen, round_up(tile_keys, kWidth), state[i]);
-        if (key_begin > 0) rescale(&scratch.sums[i * padded], padded, factor);
+        if (key_begin > sight.begin(tile)) rescale(&scratch.sums[i * padded], padded, factor);
       }
     }
     for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
       const int64_t width = panel_width(panel, padded);
-      const float* block = values + panel * kPanel * capacity + key_begin * width;
-      for (int64_t tile = first; tile < count; tile += kRows) {
-        product(min_of(kRows, count - tile), width, depth[tile / kRows], &scratch.scores[tile * kBlockKeys], kBlockKeys,
-                1, block, width, &scratch.sums[tile * padded + panel * kPanel], padded, key_begin > 0);
+      const float* packed = values + panel * kPanel * capacity + key_begin * width;
+      for (int64_t tile = first; tile < end; tile += kRows) {
+        product(min_of(kRows, end - tile), width, depth[tile / kRows], &scratch.scores[tile * kBlockKeys], kBlockKeys,
+                1, packed, width, &scratch.sums[tile * padded + panel * kPanel], padded, key_begin > sight.begin(tile));
       }
     }
   }
-  for (int64_t i = 0; i < count; ++i) write_output(p, b, h, rows[i], &scratch.sums[i * padded], state[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    write_output(p, sequence, h, block.rows[i] - first_row, &scratch.sums[i * padded], state[i]);
+  }
 }
 
 struct Block {
-  int32_t kv, bh, first_row;
+  int32_t kv, n, h, first_row;
 };
 
 // KV heads pass in waves: all threads pack the keys and values of a wave's heads, then share its blocks of rows, the
 // most expensive ones first. A wave is as small as keeps the threads evenly busy: one KV head for one thread.
-void forward_blocks(const HeadAttentionParams& p, const RowLists& lists) {
-  const int64_t group = p.num_heads / p.num_kv_heads, all_kv = p.batch * p.num_kv_heads;
-  const int64_t padded = round_up(p.head_dim, kWidth), capacity = round_up(p.keys, kPanel);
-  const int64_t most_blocks = (p.queries + kBlockRows - 1) / kBlockRows;  // of one head
+void forward_blocks(const HeadAttentionParams& p, const SequenceRows& rows) {
+  const int64_t group = rows.group, all_kv = p.num_sequences * p.num_kv_heads;
+  int64_t most_keys = 0, most_queries = 0;
+  for (int64_t n = 0; n < p.num_sequences; ++n) {
+    most_keys = max_of(most_keys, p.sequences[n].keys);
+    most_queries = max_of(most_queries, p.sequences[n].queries);
+  }
+  const int64_t padded = round_up(p.head_dim, kWidth), capacity = round_up(most_keys, kPanel);
+  const int64_t most_blocks = (most_queries + kBlockRows - 1) / kBlockRows;  // of one head
   const int64_t wave_size =
       p.parallel.num_threads == 1
           ? 1
           : max_of(1, min_of(all_kv, kBlocksPerThread * p.parallel.num_threads / max_of(1, group * most_blocks)));
   const Buffer<float> keys(wave_size * capacity * p.head_dim), values(wave_size * capacity * padded);
   const Buffer<Block> blocks(wave_size * group * most_blocks);
-  const Buffer<int64_t> heads(wave_size), needed(wave_size);
+  const Buffer<int64_t> heads(wave_size), first_needed(wave_size), end_needed(wave_size);
   for (int64_t next_kv = 0; next_kv < all_kv;) {
     int64_t num_heads = 0;
     for (; next_kv < all_kv && num_heads < wave_size; ++next_kv) {
-      const int64_t rows = lists.first[(next_kv + 1) * group] - lists.first[next_kv * group];
-      if (rows == 0 || has_few_rows(lists, next_kv, group)) continue;
-      needed[num_heads] = 0;
-      for (int64_t bh = next_kv * group; bh < (next_kv + 1) * group; ++bh) {
-        if (lists.count(bh) == 0) continue;
-        needed[num_heads] = max_of(needed[num_heads], visible_keys(p, lists.begin(bh)[lists.count(bh) - 1]));
+      if (rows.count(next_kv) <= kFewRows) continue;
+      const Sequence& sequence = p.sequences[next_kv / p.num_kv_heads];
+      int64_t first = sequence.keys, end = 0;
+      for (int64_t i = next_kv * group; i < (next_kv + 1) * group; ++i) {
+        const HeadRows& list = rows.rows[i];
+        if (list.count == 0) continue;
+        const int64_t first_row = first_row_of(p, sequence);
+        first = min_of(first, first_visible_key(p.variant, sequence, list.rows[0] - first_row));
+        end = max_of(end, visible_keys(p.variant, sequence, list.rows[list.count - 1] - first_row));
       }
+      first_needed[num_heads] = first / kBlockKeys * kBlockKeys;
+      end_needed[num_heads] = end;
       heads[num_heads++] = next_kv;
     }
     if (num_heads == 0) return;
 
     const int64_t parts = (capacity + kPackKeys - 1) / kPackKeys;
     for_each_item(p.parallel, num_heads * parts, [&](int64_t item) {
-      const int64_t i = item / parts, begin = item % parts * kPackKeys, end = min_of(begin + kPackKeys, needed[i]);
-      const int64_t b = heads[i] / p.num_kv_heads, kv_head = heads[i] % p.num_kv_heads;
-      pack_transposed(&keys[i * capacity * p.head_dim], p.key, p, b, kv_head, begin, end);
-      pack_rows(&values[i * capacity * padded], p.value, p, b, kv_head, begin, end, capacity, padded);
+      const int64_t i = item / parts, part = item % parts * kPackKeys;
+      const int64_t begin = max_of(part, first_needed[i]), end = min_of(part + kPackKeys, end_needed[i]);
+      const Sequence& sequence = p.sequences[heads[i] / p.num_kv_heads];
+      const int64_t kv_head = heads[i] % p.num_kv_heads;
+      pack_transposed(&keys[i * capacity * p.head_dim], p.key, p, sequence, kv_head, begin, end);
+      pack_rows(&values[i * capacity * padded], p.value, p, sequence, kv_head, begin, end, capacity, padded);
     });
 
     int64_t num_blocks = 0;
     for (int64_t block = most_blocks - 1; block >= 0; --block) {  // causal rows: the last ones see most
       for (int64_t i = 0; i < num_heads; ++i) {
-        for (int64_t bh = heads[i] * group; bh < (heads[i] + 1) * group; ++bh) {
-          if (block * kBlockRows >= lists.count(bh)) continue;
-          blocks[num_blocks++] = {static_cast<int32_t>(i), static_cast<int32_t>(bh),
+        const int64_t n = heads[i] / p.num_kv_heads, first_head = heads[i] % p.num_kv_heads * group;
+        for (int64_t h = first_head; h < first_head + group; ++h) {
+          if (block * kBlockRows >= rows.of(n, h).count) continue;
+          blocks[num_blocks++] = {static_cast<int32_t>(i), static_cast<int32_t>(n), static_cast<int32_t>(h),
                                   static_cast<int32_t>(block * kBlockRows)};
         }
       }
@@ -135,8 +149,9 @@ void forward_blocks(const HeadAttentionParams& p, const RowLists& lists) {
         const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (item >= num_blocks) return;
         const Block block = blocks[item];
-        attend_block(p, block.bh / p.num_heads, block.bh % p.num_heads, lists.begin(block.bh) + block.first_row,
-                     min_of(kBlockRows, lists.count(block.bh) - block.first_row),
+        const HeadRows& list = rows.of(block.n, block.h);
+        attend_block(p, p.sequences[block.n], block.h,
+                     {list.rows + block.first_row, min_of(kBlockRows, list.count - block.first_row)},
                      &keys[block.kv * capacity * p.head_dim], &values[block.kv * capacity * padded], capacity, padded,
                      scratch);
       }
@@ -148,9 +163,9 @@ void forward_blocks(const HeadAttentionParams& p, const RowLists& lists) {
 
 void head_attention_forward(const HeadAttentionParams& p) {
   clear_skipped(p);
-  const RowLists lists = row_lists(p);
-  forward_few(p, lists);
-  forward_blocks(p, lists);
+  const SequenceRows rows(p);
+  forward_few(p, rows);
+  forward_blocks(p, rows);
 }
 
 }  // namespace moh::kernels::MOH_ISA

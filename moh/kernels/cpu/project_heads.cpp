@@ -21,10 +21,10 @@ void write_columns(const ProjectionParams& p, int64_t r, int64_t column, int64_t
 
 void clear_skipped(const ProjectionParams& p) {
   constexpr int64_t kRowsAnItem = 256;
-  for_each_item(p.parallel, (p.rows + kRowsAnItem - 1) / kRowsAnItem, [&](int64_t item) {
-    for (int64_t r = item * kRowsAnItem; r < min_of((item + 1) * kRowsAnItem, p.rows); ++r) {
-      for (int64_t h = 0; h < p.num_heads; ++h) {
-        if (p.gates[r * p.num_heads + h] != 0) continue;
+  for_each_item(p.parallel, (p.selection.num_rows + kRowsAnItem - 1) / kRowsAnItem, [&](int64_t item) {
+    for (int64_t r = item * kRowsAnItem; r < min_of((item + 1) * kRowsAnItem, p.selection.num_rows); ++r) {
+      for (int64_t h = 0; h < p.selection.num_heads; ++h) {
+        if (p.selection.gates[r * p.selection.num_heads + h] != 0) continue;
         char* out = static_cast<char*>(p.out.data) + (r * p.out.stride[0] + h * p.out.stride[1]) * size_of(p.dtype);
         clear_row(out, p.out.stride[2], p.head_dim, p.dtype);
       }
@@ -33,10 +33,10 @@ void clear_skipped(const ProjectionParams& p) {
 }
 
 // Each row of W_h is read once for all rows that need it.
-void project_few(const ProjectionParams& p, const RowLists& lists, const PlainRows& x) {
+void project_few(const ProjectionParams& p, const Selection& lists, const PlainRows& x) {
   constexpr int64_t kPart = 16;
   const int64_t parts = (p.head_dim + kPart - 1) / kPart;
-  for_each_item(p.parallel, p.num_heads * parts, [&](int64_t item) {
+  for_each_item(p.parallel, p.selection.num_heads * parts, [&](int64_t item) {
     const int64_t h = item / parts, begin = item % parts * kPart, end = min_of(begin + kPart, p.head_dim);
     float result[kFewProjected][kPart];
     for (int64_t d = begin; d < end; ++d) {
@@ -56,20 +56,23 @@ void project_few(const ProjectionParams& p, const RowLists& lists, const PlainRo
 // Columns that the same rows need: a head, or a part of heads that every row needs (head = -1).
 struct Piece {
   int64_t column, columns, padded, head, packed, first_item;  // packed: where its weights begin
-  int64_t rows(const ProjectionParams& p, const RowLists& lists) const { return head < 0 ? p.rows : lists.count(head); }
-  int64_t row(const RowLists& lists, int64_t i) const { return head < 0 ? i : lists.begin(head)[i]; }
+  int64_t rows(const ProjectionParams& p, const Selection& lists) const {
+    return head < 0 ? p.selection.num_rows : lists.count(head);
+  }
+  int64_t row(const Selection& lists, int64_t i) const { return head < 0 ? i : lists.begin(head)[i]; }
 };
 
 struct Pieces {
   Buffer<Piece> all;
   int64_t count = 0, packed = 0, items = 0;
 
-  Pieces(const ProjectionParams& p, const RowLists& lists) : all(p.num_heads * (p.head_dim / kPieceColumns + 2)) {
+  Pieces(const ProjectionParams& p, const Selection& lists)
+      : all(p.selection.num_heads * (p.head_dim / kPieceColumns + 2)) {
     const bool joins =
         p.weight.stride[0] == p.head_dim * p.weight.stride[1] && p.out.stride[1] == p.head_dim * p.out.stride[2];
-    for (int64_t h = 0; h < p.num_heads;) {
+    for (int64_t h = 0; h < p.selection.num_heads;) {
       int64_t end = h;
-      while (joins && end < p.num_heads && lists.count(end) == p.rows) ++end;
+      while (joins && end < p.selection.num_heads && lists.count(end) == p.selection.num_rows) ++end;
       if (end == h) {
         if (lists.count(h) > 0) add(p, lists, h * p.head_dim, p.head_dim, h);
         ++h;
@@ -85,7 +88,7 @@ struct Pieces {
  private:
   static constexpr int64_t kPieceColumns = 128;
 
-  void add(const ProjectionParams& p, const RowLists& lists, int64_t column, int64_t columns, int64_t head) {
+  void add(const ProjectionParams& p, const Selection& lists, int64_t column, int64_t columns, int64_t head) {
     Piece& piece = all[count++];
     piece = {column, columns, round_up(columns, kHalf), head, packed, items};
     packed += piece.padded * p.width;
@@ -99,7 +102,7 @@ const char* weight_at(const ProjectionParams& p, int64_t column) {
 }
 
 // Rows `begin` to `end` of those that need the piece.
-void project_block(const ProjectionParams& p, const RowLists& lists, const PlainRows& x, const Piece& piece,
+void project_block(const ProjectionParams& p, const Selection& lists, const PlainRows& x, const Piece& piece,
                    const float* packed, int64_t begin, int64_t end) {
   const Buffer<float> results(kRows * piece.padded), bias(piece.padded);
   float* to[kRows];
@@ -131,9 +134,10 @@ void project_block(const ProjectionParams& p, const RowLists& lists, const Plain
 
 void project_heads(const ProjectionParams& p) {
   clear_skipped(p);
-  const RowLists lists(p.gates, 1, p.rows, p.num_heads, 0);
-  const PlainRows x(p.x.data, p.dtype, p.rows, p.x.stride[0], 1, 0, p.width, p.x.stride[1], nullptr, p.parallel);
-  if (p.rows <= kFewProjected && p.weight.stride[2] == 1) return project_few(p, lists, x);
+  const Selection& lists = p.selection;
+  const PlainRows x(p.x.data, p.dtype, p.selection.num_rows, p.x.stride[0], 1, 0, p.width, p.x.stride[1], nullptr,
+                    p.parallel);
+  if (p.selection.num_rows <= kFewProjected && p.weight.stride[2] == 1) return project_few(p, lists, x);
 
   const Pieces pieces(p, lists);
   const Buffer<float> packed(pieces.packed);  // [piece][panel][C][column]

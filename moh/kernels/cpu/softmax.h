@@ -34,13 +34,22 @@ static inline void rescale(float* row, int64_t padded, float factor) {
   for (int64_t d = 0; d < padded; d += kWidth) store(row + d, load(row + d) * factor);
 }
 
-static inline void write_output(const HeadAttentionParams& p, int64_t b, int64_t h, int64_t t, const float* sums,
-                                const State& state) {
-  const float gate = gate_of(p, b, t, h);
+// Puts out and lse of row t of a sequence.
+static inline void write_output(const HeadAttentionParams& p, const Sequence& sequence, int64_t h, int64_t t,
+                                const float* sums, const State& state) {
+  const int64_t place = (first_row_of(p, sequence) + t) * p.num_heads + h;
+  const float gate = p.selection.gates[place];
   const bool sees_none = state.max == -INFINITY;  // every visible key was hidden by the bias
-  char* out = at(p.out, p.dtype, b, t, h);
-  write_row(out, p.out.stride[3], sums, p.head_dim, p.dtype, sees_none ? 0.0F : gate / state.sum);
-  p.lse[(b * p.num_heads + h) * p.queries + t] = sees_none ? -INFINITY : (state.max + log2f(state.sum)) * kLn2;
+  float max = state.max, total = state.sum, factor = 1;
+  if (p.variant.sink != nullptr) {
+    const float sink = p.variant.sink[h] * kLog2E;
+    max = sink > state.max ? sink : state.max;
+    factor = exp2f(state.max - max);
+    total = total * factor + exp2f(sink - max);
+  }
+  char* out = query_row(p.out, p.dtype, sequence, t, h);
+  write_row(out, p.out.stride[3], sums, p.head_dim, p.dtype, sees_none ? 0.0F : gate * factor / total);
+  p.lse[place] = max == -INFINITY ? -INFINITY : (max + log2f(total)) * kLn2;
 }
 
 }  // namespace moh::kernels::MOH_ISA

@@ -96,23 +96,23 @@ void write_gradient(const ProjectionParams& p, int64_t h, int64_t first_column, 
 }  // namespace
 
 void weight_gradient(const ProjectionParams& p) {
-  const RowLists lists(p.gates, 1, p.rows, p.num_heads, 0);
+  const Selection& lists = p.selection;
   const int64_t padded = round_up(p.head_dim, kWidth), column_groups = (p.width + kItemColumns - 1) / kItemColumns;
   // Fewer heads an item where the threads would run out of items.
   const int64_t wanted = 4 * p.parallel.num_threads / max_of(1, column_groups);
-  const int64_t item_heads = max_of(1, min_of(kItemHeads, p.num_heads / max_of(1, wanted)));
-  const int64_t head_groups = (p.num_heads + item_heads - 1) / item_heads;
+  const int64_t item_heads = max_of(1, min_of(kItemHeads, p.selection.num_heads / max_of(1, wanted)));
+  const int64_t head_groups = (p.selection.num_heads + item_heads - 1) / item_heads;
   for_each_item(p.parallel, head_groups * column_groups, [&](int64_t item) {
     const int64_t first_head = item / column_groups * item_heads;
-    const int64_t end_head = min_of(first_head + item_heads, p.num_heads);
+    const int64_t end_head = min_of(first_head + item_heads, p.selection.num_heads);
     const int64_t first_column = item % column_groups * kItemColumns;
     const int64_t columns = min_of(kItemColumns, p.width - first_column), sums_size = padded * kItemColumns;
     const Buffer<float> x_rows(kBlockRows * kItemColumns), head_rows(kBlockRows * padded);
     const Buffer<float> sums(item_heads * sums_size);
     memset(sums.data, 0, static_cast<size_t>(item_heads * sums_size) * sizeof(float));
     int64_t next[kItemHeads] = {};  // of each head's list
-    for (int64_t begin = 0; begin < p.rows; begin += kBlockRows) {
-      const int64_t end = min_of(begin + kBlockRows, p.rows);
+    for (int64_t begin = 0; begin < p.selection.num_rows; begin += kBlockRows) {
+      const int64_t end = min_of(begin + kBlockRows, p.selection.num_rows);
       for (int64_t r = begin; r < end; ++r) {
         for (int64_t panel = 0; panel < columns; panel += kPanel) {  // each contiguous
           const int64_t size = min_of(kPanel, columns - panel), width = round_up(size, kWidth);

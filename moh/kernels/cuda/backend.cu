@@ -32,6 +32,7 @@ std::string unavailable_reason() {
 
 std::string unsupported_reason(const CallTraits& call) {
   if (call.on_cpu) return "the tensors are in CPU memory";
+  if (!call.plain) return "unequal sequences, pages, windows, soft caps and sinks have no CUDA kernel";
   if (call.dtype == DType::kFloat64) return "fp64 runs the composite form; the kernels compute in fp32";
   if (call.head_dim > kMaxHeadDim) return "head size " + std::to_string(call.head_dim) + " is above 256";
   return "";

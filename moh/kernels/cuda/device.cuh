@@ -65,6 +65,10 @@ struct Sizes {
   std::int64_t batch, queries, keys, heads, kv_heads, dim;
   bool causal;
   float scale;
+  // Of a gate and of lse.
+  __device__ std::int64_t place(std::int64_t b, std::int64_t t, std::int64_t h) const {
+    return (b * queries + t) * heads + h;
+  }
   // Number of keys that token t sees.
   __device__ std::int64_t visible(std::int64_t t) const {
     if (!causal) return keys;
@@ -73,7 +77,9 @@ struct Sizes {
   }
 };
 inline Sizes sizes_of(const HeadAttentionParams& p) {
-  return {p.batch, p.queries, p.keys, p.num_heads, p.num_kv_heads, p.head_dim, p.causal, p.scale};
+  // A plain call (CallTraits): sequence b is batch b.
+  const Sequence none, &any = p.num_sequences > 0 ? p.sequences[0] : none;
+  return {p.num_sequences, any.queries, any.keys, p.num_heads, p.num_kv_heads, p.head_dim, p.variant.causal, p.scale};
 }
 
 inline __device__ float warp_sum(float value) {
@@ -141,13 +147,22 @@ void visit_dtype(DType dtype, const Run& run) {
 
 inline cudaStream_t stream_of(const HeadAttentionParams& p) { return static_cast<cudaStream_t>(p.stream); }
 
-// A bias of any strides, [B, H, T, S]; data may be null.
-template <class T>
+// A bias of any strides, [B, H, T, S], and of any type; data may be null.
 struct BiasView {
-  View<const T> view;
+  const void* data;
+  std::int64_t stride[4];
+  DType dtype;
   __device__ float at(std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t s) const {
-    return view.data == nullptr ? 0.0F : load(view.at(b, h, t) + s * view.stride[3]);
+    if (data == nullptr) return 0.0F;
+    const std::int64_t place = b * stride[0] + h * stride[1] + t * stride[2] + s * stride[3];
+    if (dtype == DType::kFloat32) return load(static_cast<const float*>(data) + place);
+    if (dtype == DType::kBFloat16) return load(static_cast<const __nv_bfloat16*>(data) + place);
+    return load(static_cast<const __half*>(data) + place);
   }
 };
+inline BiasView bias_view(const AttentionVariant& variant) {
+  const std::int64_t* const stride = variant.bias.stride;
+  return {variant.bias.data, {stride[0], stride[1], stride[2], stride[3]}, variant.bias_dtype};
+}
 
 }  // namespace moh::kernels::cuda

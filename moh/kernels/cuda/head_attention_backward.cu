@@ -16,7 +16,7 @@ namespace {
 template <class T>
 struct BackwardViews {
   View<const T> query, key, value, grad_out;
-  BiasView<T> bias;
+  BiasView bias;
   View<T> grad_query, grad_key, grad_value;
   const float* gates;
   const float* lse;
@@ -54,7 +54,7 @@ __global__ void backward_rows(BackwardViews<T> v, Sizes sizes) {
   const std::int64_t t = list[active ? first + warp : first];
   const std::int64_t seen = active ? sizes.visible(t) : 0;
   const std::int64_t all_seen = sizes.visible(list[first + kWarps <= count ? first + kWarps - 1 : count - 1]);
-  const float lse = v.lse[bh * sizes.queries + t];
+  const float lse = v.lse[sizes.place(b, t, h)];
   const float gate = v.gates[(b * sizes.queries + t) * sizes.heads + h];
 
   const int pitch = static_cast<int>(sizes.dim) + 1;
@@ -163,7 +163,7 @@ __global__ void backward_keys(BackwardViews<T> v, Sizes sizes) {
       float p = 0.0F, grad_score = 0.0F;  // p times the gate
       if (active && start + lane < count) {
         const std::int64_t t = list[start + lane];
-        const float lse = v.lse[bh * sizes.queries + t];
+        const float lse = v.lse[sizes.place(b, t, h)];
         if (s < sizes.visible(t) && lse != -INFINITY) {
           float dot = 0.0F, grad_p = 0.0F;
           for (std::int64_t d = 0; d < sizes.dim; ++d) {
@@ -201,42 +201,43 @@ template <class T>
 void backward(const HeadAttentionParams& p) {
   const Sizes sizes = sizes_of(p);
   const cudaStream_t stream = stream_of(p);
-  const std::int64_t all_rows = p.batch * p.queries * p.num_heads;
+  const std::int64_t all_rows = sizes.batch * sizes.queries * p.num_heads;
   const Workspace rows(sizeof(std::int32_t) * all_rows, stream);
-  const Workspace counts(sizeof(std::int32_t) * p.batch * p.num_heads, stream);
+  const Workspace counts(sizeof(std::int32_t) * sizes.batch * p.num_heads, stream);
   const Workspace delta(sizeof(float) * all_rows, stream);
   BackwardViews<T> v{view<T>(p.query),
                      view<T>(p.key),
                      view<T>(p.value),
                      view<T>(p.grad_out),
-                     {view<T>(p.bias)},
+                     bias_view(p.variant),
                      view<T>(p.grad_query),
                      view<T>(p.grad_key),
                      view<T>(p.grad_value),
-                     p.gates,
+                     p.selection.gates,
                      p.lse,
                      p.grad_gates,
-                     p.grad_bias,
+                     p.grad_bias.data,
                      delta.template as<float>(),
                      rows.template as<std::int32_t>(),
                      counts.template as<std::int32_t>()};
   if (p.grad_gates != nullptr) MOH_CUDA_CHECK(cudaMemsetAsync(p.grad_gates, 0, sizeof(float) * all_rows, stream));
-  if (p.grad_bias != nullptr) {
-    MOH_CUDA_CHECK(cudaMemsetAsync(p.grad_bias, 0, sizeof(float) * all_rows * p.keys, stream));
+  if (p.grad_bias.data != nullptr) {
+    MOH_CUDA_CHECK(cudaMemsetAsync(p.grad_bias.data, 0, sizeof(float) * all_rows * sizes.keys, stream));
   }
   const std::size_t shared = sizeof(float) * (2 * kWarps * p.head_dim + 2 * kTile * (p.head_dim + 1));
   if (all_rows > 0) {
-    list_rows(p.gates, sizes, rows.template as<std::int32_t>(), counts.template as<std::int32_t>(), stream);
-    launch(zero_skipped_rows<T>, block_count(all_rows), kWarps * kWarp, 0, stream, v.grad_query, p.gates, sizes);
-    launch(backward_rows<T>, grid_of(p.batch * p.num_heads, block_count(p.queries)), kWarps * kWarp, shared, stream, v,
+    list_rows(p.selection.gates, sizes, rows.template as<std::int32_t>(), counts.template as<std::int32_t>(), stream);
+    launch(zero_skipped_rows<T>, block_count(all_rows), kWarps * kWarp, 0, stream, v.grad_query, p.selection.gates,
            sizes);
-  } else if (p.batch * p.num_heads > 0) {
+    launch(backward_rows<T>, grid_of(sizes.batch * p.num_heads, block_count(sizes.queries)), kWarps * kWarp, shared,
+           stream, v, sizes);
+  } else if (sizes.batch * p.num_heads > 0) {
     MOH_CUDA_CHECK(
-        cudaMemsetAsync(counts.template as<void>(), 0, sizeof(std::int32_t) * p.batch * p.num_heads, stream));
+        cudaMemsetAsync(counts.template as<void>(), 0, sizeof(std::int32_t) * sizes.batch * p.num_heads, stream));
   }
-  if (p.batch * p.keys > 0) {
-    launch(backward_keys<T>, grid_of(p.batch * p.num_kv_heads, block_count(p.keys)), kWarps * kWarp, shared, stream, v,
-           sizes);
+  if (sizes.batch * sizes.keys > 0) {
+    launch(backward_keys<T>, grid_of(sizes.batch * p.num_kv_heads, block_count(sizes.keys)), kWarps * kWarp, shared,
+           stream, v, sizes);
   }
 }
 

@@ -19,7 +19,7 @@ __global__ void zero_skipped(View<T> out, float* lse, const float* gates, Sizes 
                      b = row / sizes.heads / sizes.queries;
   T* to = out.at(b, t, h);
   for (std::int64_t d = threadIdx.x % kWarp; d < sizes.dim; d += kWarp) store(to + d * out.stride[3], 0.0F);
-  if (lse != nullptr && threadIdx.x % kWarp == 0) lse[(b * sizes.heads + h) * sizes.queries + t] = -INFINITY;
+  if (lse != nullptr && threadIdx.x % kWarp == 0) lse[row] = -INFINITY;
 }
 
 // The running softmax of one row, spread over a warp: lane l owns the elements l, l + 32, ...
@@ -38,7 +38,7 @@ struct Softmax {
 };
 
 template <class T>
-__global__ void forward_kernel(View<const T> query, View<const T> key, View<const T> value, BiasView<T> bias,
+__global__ void forward_kernel(View<const T> query, View<const T> key, View<const T> value, BiasView bias,
                                const float* gates, View<T> out, float* lse, const std::int32_t* rows,
                                const std::int32_t* counts, Sizes sizes) {
   extern __shared__ float shared[];
@@ -104,7 +104,7 @@ __global__ void forward_kernel(View<const T> query, View<const T> key, View<cons
     if (d < sizes.dim) store(out.at(b, t, h) + d * out.stride[3], softmax.acc[i] * factor);
   }
   if (lse != nullptr && lane == 0) {
-    lse[bh * sizes.queries + t] = softmax.sum == 0.0F ? -INFINITY : softmax.maximum + logf(softmax.sum);
+    lse[sizes.place(b, t, h)] = softmax.sum == 0.0F ? -INFINITY : softmax.maximum + logf(softmax.sum);
   }
 }
 
@@ -112,7 +112,7 @@ __global__ void forward_kernel(View<const T> query, View<const T> key, View<cons
 // head vector; then the warps' softmaxes are joined. parts[(row * num_parts + part) * (D + 2)] = maximum, sum, D
 // accumulated elements.
 template <class T>
-__global__ void decode_parts(View<const T> query, View<const T> key, View<const T> value, BiasView<T> bias,
+__global__ void decode_parts(View<const T> query, View<const T> key, View<const T> value, BiasView bias,
                              const float* gates, float* parts, unsigned num_parts, Sizes sizes) {
   extern __shared__ float shared[];
   float* const maxima = shared;         // [kWarps]
@@ -201,7 +201,7 @@ __global__ void decode_join(const float* parts, int num_parts, const float* gate
     store(out.at(b, t, h) + d * out.stride[3], sum == 0.0F ? 0.0F : element * gate / sum);
   }
   if (lse != nullptr && threadIdx.x == 0) {
-    lse[(b * sizes.heads + h) * sizes.queries + t] = sum == 0.0F ? -INFINITY : maximum + logf(sum);
+    lse[sizes.place(b, t, h)] = sum == 0.0F ? -INFINITY : maximum + logf(sum);
   }
 }
 
@@ -209,29 +209,30 @@ template <class T>
 void forward(const HeadAttentionParams& p) {
   const Sizes sizes = sizes_of(p);
   const cudaStream_t stream = stream_of(p);
-  const std::int64_t all_rows = p.batch * p.queries * p.num_heads;
+  const std::int64_t all_rows = sizes.batch * sizes.queries * p.num_heads;
   if (all_rows == 0) return;
   const auto query = view<T>(p.query), key = view<T>(p.key), value = view<T>(p.value);
-  const BiasView<T> bias{view<T>(p.bias)};
+  const BiasView bias = bias_view(p.variant);
   const View<T> out = view<T>(p.out);
-  launch(zero_skipped<T>, block_count(all_rows), kWarps * kWarp, 0, stream, out, p.lse, p.gates, sizes);
+  launch(zero_skipped<T>, block_count(all_rows), kWarps * kWarp, 0, stream, out, p.lse, p.selection.gates, sizes);
 
-  if (p.queries <= kDecodeRows) {
-    const std::int64_t num_parts = p.keys == 0 ? 1 : (p.keys + kDecodePart - 1) / kDecodePart;
+  if (sizes.queries <= kDecodeRows) {
+    const std::int64_t num_parts = sizes.keys == 0 ? 1 : (sizes.keys + kDecodePart - 1) / kDecodePart;
     const Workspace parts(sizeof(float) * all_rows * num_parts * (p.head_dim + 2), stream);
     const std::size_t shared = sizeof(float) * kWarps * (p.head_dim + 2);
     launch(decode_parts<T>, grid_of(all_rows, num_parts), kWarps * kWarp, shared, stream, query, key, value, bias,
-           p.gates, parts.as<float>(), static_cast<unsigned>(num_parts), sizes);
+           p.selection.gates, parts.as<float>(), static_cast<unsigned>(num_parts), sizes);
     launch(decode_join<T>, static_cast<unsigned>(all_rows), 128, 0, stream, parts.as<float>(),
-           static_cast<int>(num_parts), p.gates, out, p.lse, sizes);
+           static_cast<int>(num_parts), p.selection.gates, out, p.lse, sizes);
     return;
   }
   const Workspace rows(sizeof(std::int32_t) * all_rows, stream);
-  const Workspace counts(sizeof(std::int32_t) * p.batch * p.num_heads, stream);
-  list_rows(p.gates, sizes, rows.as<std::int32_t>(), counts.as<std::int32_t>(), stream);
+  const Workspace counts(sizeof(std::int32_t) * sizes.batch * p.num_heads, stream);
+  list_rows(p.selection.gates, sizes, rows.as<std::int32_t>(), counts.as<std::int32_t>(), stream);
   const std::size_t shared = sizeof(float) * (kWarps * p.head_dim + 2 * kTile * (p.head_dim + 1));
-  launch(forward_kernel<T>, grid_of(p.batch * p.num_heads, block_count(p.queries)), kWarps * kWarp, shared, stream,
-         query, key, value, bias, p.gates, out, p.lse, rows.as<std::int32_t>(), counts.as<std::int32_t>(), sizes);
+  launch(forward_kernel<T>, grid_of(sizes.batch * p.num_heads, block_count(sizes.queries)), kWarps * kWarp, shared,
+         stream, query, key, value, bias, p.selection.gates, out, p.lse, rows.as<std::int32_t>(),
+         counts.as<std::int32_t>(), sizes);
 }
 
 }  // namespace

@@ -116,7 +116,7 @@ Token attend(const AggregatedAttentionParams& p, std::int64_t b, std::int64_t n,
 }
 
 double gate_of(const AggregatedAttentionParams& p, std::int64_t b, std::int64_t n, std::int64_t h) {
-  return p.gates[(b * p.map() + n) * p.num_heads + h];
+  return p.selection.gates[(b * p.map() + n) * p.num_heads + h];
 }
 
 // Sums of one head's gradients over tokens.

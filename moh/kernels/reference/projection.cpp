@@ -24,13 +24,15 @@ void put(const ProjectionParams& p, std::int64_t i, std::int64_t j, std::int64_t
   from_double(static_cast<char*>(p.out.data) + place(p.out, i, j, k) * size_of(p.dtype), p.dtype, value);
 }
 
-bool selected(const ProjectionParams& p, std::int64_t r, std::int64_t h) { return p.gates[r * p.num_heads + h] != 0; }
+bool selected(const ProjectionParams& p, std::int64_t r, std::int64_t h) {
+  return p.selection.gates[r * p.selection.num_heads + h] != 0;
+}
 
 }  // namespace
 
 void project_heads(const ProjectionParams& p) {
-  for (std::int64_t r = 0; r < p.rows; ++r) {
-    for (std::int64_t h = 0; h < p.num_heads; ++h) {
+  for (std::int64_t r = 0; r < p.selection.num_rows; ++r) {
+    for (std::int64_t h = 0; h < p.selection.num_heads; ++h) {
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
         double sum = 0;
         if (selected(p, r, h)) {
@@ -44,10 +46,10 @@ void project_heads(const ProjectionParams& p) {
 }
 
 void combine_heads(const ProjectionParams& p) {
-  for (std::int64_t r = 0; r < p.rows; ++r) {
+  for (std::int64_t r = 0; r < p.selection.num_rows; ++r) {
     for (std::int64_t c = 0; c < p.width; ++c) {
       double sum = bias_of(p, c);
-      for (std::int64_t h = 0; h < p.num_heads; ++h) {
+      for (std::int64_t h = 0; h < p.selection.num_heads; ++h) {
         if (!selected(p, r, h)) continue;
         for (std::int64_t d = 0; d < p.head_dim; ++d) {
           sum += get(p.heads, p.dtype, r, h, d) * get(p.weight, p.dtype, h, d, c);
@@ -59,11 +61,11 @@ void combine_heads(const ProjectionParams& p) {
 }
 
 void weight_gradient(const ProjectionParams& p) {
-  for (std::int64_t h = 0; h < p.num_heads; ++h) {
+  for (std::int64_t h = 0; h < p.selection.num_heads; ++h) {
     for (std::int64_t d = 0; d < p.head_dim; ++d) {
       for (std::int64_t c = 0; c < p.width; ++c) {
         double sum = 0;
-        for (std::int64_t r = 0; r < p.rows; ++r) {
+        for (std::int64_t r = 0; r < p.selection.num_rows; ++r) {
           if (selected(p, r, h)) sum += get(p.heads, p.dtype, r, h, d) * get(p.x, p.dtype, r, c);
         }
         put(p, h, d, c, sum);
