@@ -89,7 +89,7 @@ Tensor DenseTwin::attention(std::int64_t layer, const Tensor& x, const layers::R
                   ? ops::route_query_norm(plain_query, config_.shared_heads(layer), config_.top_k(layer)).gates
                   : ops::route_two_stage(x, optionally("wg"), optionally("wg_1"), optionally("wg_0"),
                                          config_.num_attention_heads, config_.shared_heads(layer), config_.top_k(layer),
-                                         moh.gates)
+                                         layers::name_of(moh.gates))
                         .gates;
       if (run.masks != nullptr) gates = gates * (*run.masks)[static_cast<std::size_t>(layer)];
     }

@@ -45,10 +45,10 @@ models::Dit twin_of(const models::Dit& model, const models::DitConfig& config, s
   std::unordered_map<std::string, Tensor> known(model.parameters().begin(), model.parameters().end());
   const at::Generator random = at::detail::createCPUGenerator(seed);
   io::NamedTensors tensors;
-  for (const auto& [name, shape] : models::dit_parameters(config)) {
-    const auto found = known.find(name);
-    const bool same = found != known.end() && found->second.sizes() == at::IntArrayRef(shape);
-    tensors.emplace_back(name, same ? found->second : at::empty(shape).normal_(0.0, 0.03, random));
+  for (const auto& spec : models::dit_parameters(config)) {
+    const auto found = known.find(spec.name);
+    const bool same = found != known.end() && found->second.sizes() == at::IntArrayRef(spec.shape);
+    tensors.emplace_back(spec.name, same ? found->second : at::empty(spec.shape).normal_(0.0, 0.03, random));
   }
   return models::Dit(config, std::move(tensors));
 }

@@ -9,11 +9,9 @@
 
 #include "bench/common.h"
 #include "bench/reference.h"
-#include "moh/layers/moh_attention.h"
+#include "moh/layers/moh_layer.h"
 #include "moh/models/llama_config.h"
-#include "moh/ops/head_attention.h"
 #include "moh/ops/linear.h"
-#include "moh/ops/projection.h"
 
 namespace moh::bench {
 namespace {
@@ -107,26 +105,37 @@ struct Output {
   Tensor y, gates;
 };
 
-// layers::moh_attention where it has the case; else the same operators, as LLaMA composes them.
+// As DiT has the layer where heads have keys of their own, as LLaMA does elsewhere.
 Output moh_forward(const Layer& layer) {
+  const auto router = layers::make_router(layer.by_norm ? "norm" : "two-stage", [&](const std::string& name) {
+    return name == "wg.weight" ? layer.wg : name == "wg_1.weight" ? layer.wg_1 : layer.wg_0;
+  });
+  layers::RouterSetting setting;
+  setting.hidden = layer.x.size(2);
+  setting.choices = layer.heads;
+  setting.shared = layer.shared_heads;
+  setting.top_k = layer.top_k;
+  layers::parse_name(kGateForm, setting.gates, "bench", "gates");
+  layers::MohLayer moh;
+  moh.num_heads = layer.heads;
+  moh.num_kv_heads = layer.kv_heads;
   if (!layer.by_norm && layer.heads == layer.kv_heads) {
-    const auto output = layers::moh_attention(
-        layer.x, {layer.qkv, std::nullopt, layer.out_weight, std::nullopt, layer.wg, layer.wg_1, layer.wg_0},
-        {layer.heads, layer.shared_heads, layer.top_k, kGateForm, layer.causal});
-    return {output.y, output.routing.gates};
-  }
-  Tensor query, gates;
-  if (layer.by_norm) {
-    query = layer.split(at::linear(layer.x, layer.q_k_v[0]));
-    gates = route(layer, query).gates;
+    moh.in = layers::Projections::of_joint(layers::Linear(layer.qkv), layer.heads * layer.head_dim);
   } else {
-    gates = route(layer, query).gates;
-    query = ops::project_heads(layer.x, layer.q_k_v[0], std::nullopt, gates);
+    const auto plain = [](const Tensor& weight) {
+      return layers::Linear(weight, std::nullopt, layers::Product::kPlain);
+    };
+    moh.in.query = layer.by_norm ? plain(layer.q_k_v[0]) : layers::Linear(layer.q_k_v[0]);
+    moh.in.key = plain(layer.q_k_v[1]);
+    moh.in.value = plain(layer.q_k_v[2]);
   }
-  const Tensor key = layer.split(at::linear(layer.x, layer.q_k_v[1]));
-  const Tensor value = layer.split(at::linear(layer.x, layer.q_k_v[2]));
-  const Tensor heads = ops::head_attention(query, key, value, gates, std::nullopt, layer.causal);
-  return {ops::combine_heads(heads, layer.out_weight, std::nullopt, gates), gates};
+  moh.out = layers::Linear(layer.out_weight);
+  moh.router = router.get();
+  const auto output = layers::moh_layer(
+      moh, setting, layer.x, {}, [&](const layers::ProjectedHeads& heads, const layers::Gates& gates) {
+        return layers::attend_to(heads.query, heads.key, heads.value, gates, {.causal = layer.causal});
+      });
+  return {output.y, output.routing.gates};
 }
 
 struct DenseForm {

@@ -139,11 +139,12 @@ std::vector<Work> work_of(const Case& c, const models::LlamaConfig& config, cons
     const AttentionWork attention = attention_work(skips ? layer : at::ones_like(layer), c.tokens,
                                                    config.num_key_value_heads, config.head_dim, true, bytes);
     const double active = attention.active_rows / tokens;
-    const double query_heads = config.moh->router == "norm" ? static_cast<double>(config.num_attention_heads) : active;
+    const bool all_queries = config.moh->router == "norm";
+    const double query_heads = all_queries ? static_cast<double>(config.num_attention_heads) : active;
     product(tokens, hidden, query_heads * dim);
     product(tokens, hidden, 2 * static_cast<double>(config.num_key_value_heads) * dim);
     product(tokens, active * dim, hidden);
-    if (routed && config.moh->router != "norm") {
+    if (routed && !all_queries) {
       product(tokens, hidden, static_cast<double>(config.num_attention_heads + 2));
     }
     products.push_back(attention_forward(attention));
@@ -231,9 +232,7 @@ Row run_train(const Case& given, const Options& options) {
     measured.max_abs_error = check_forward(model, twin, inputs, type_of(c.dtype));
   }
 
-  std::vector<bool> decays;
-  for (const auto& spec : models::llama_parameters(config)) decays.push_back(spec.decays);
-  train::AdamW optimizer(model.parameters(), decays, {});
+  train::AdamW optimizer(model.parameters(), model.decays(), {});
   const auto update = [&](const Tensor& loss) {
     loss.backward();
     optimizer.clip_gradients(1.0);
@@ -245,7 +244,7 @@ Row run_train(const Case& given, const Options& options) {
     Tensor loss;
     {
       const ops::Autocast scope(autocast);
-      const auto output = model.forward({.ids = inputs});
+      const auto output = model.forward({.ids = inputs, .balance_loss = true});
       loss = loss_of(output.logits, targets);
       if (output.load_balance_loss.defined()) loss = loss + output.load_balance_loss * config.moh->beta;
       gates = gates_of(output);

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "bench/common.h"
+#include "bench/plain_vit.h"
 #include "bench/reference.h"
 #include "moh/base/error.h"
 #include "moh/eval/image_classification.h"
@@ -45,10 +46,20 @@ Tensor run(const Vit& model, const Batch& batch, bool training, bool authors_for
   Tensor loss;
   {
     const ops::Autocast scope(autocast);
-    const auto output = model.forward({.images = batch.images, .training = training, .authors_form = authors_form});
-    if (!training) return output.logits;
-    loss = at::cross_entropy_loss(output.logits.to(at::kFloat), batch.labels);
-    if (output.load_balance_loss.defined()) loss = loss + output.load_balance_loss * 0.01;
+    Tensor logits;
+    std::vector<Tensor> balance_losses;
+    if (authors_form) {
+      auto output = PlainVit(model).forward(batch.images, training);
+      logits = output.logits;
+      balance_losses = std::move(output.balance_losses);
+    } else {
+      auto output = model.forward({.images = batch.images, .training = training});
+      logits = output.logits;
+      balance_losses = std::move(output.layer_losses);
+    }
+    if (!training) return logits;
+    loss = at::cross_entropy_loss(logits.to(at::kFloat), batch.labels);
+    if (!balance_losses.empty()) loss = loss + at::stack(balance_losses).mean() * 0.01;
   }
   loss.backward();
   return loss.detach();

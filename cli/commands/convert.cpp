@@ -62,11 +62,11 @@ models::Llama make_moh(const Context& context, const Options& options, models::L
                                    options.router, group);
   };
   config.moh = division(options.activated);
-  config.moh->select = options.select;
+  layers::parse_name(options.select, config.moh->select, "convert", "--select");
   config.moh->beta = options.beta;
-  config.moh->straight_through = options.straight_through;
+  layers::parse_name(options.straight_through, config.moh->straight_through, "convert", "--straight-through");
   // In the authors' form uniform scores make every gate 1, so a new router starts near the dense model.
-  if (options.router == "two-stage") config.moh->gates = "authors";
+  if (options.router == "two-stage") config.moh->gates = layers::GateForm::kAuthors;
 
   models::HeadStatistics statistics;
   std::optional<data::TokenStream> text;
@@ -150,7 +150,7 @@ int convert(const Context& context, const Options& options) {
       fmt::format("{}: {} parameters, {:.1f} % of the heads active (layer 0: {} shared + {} of {} routed), router "
                   "{}{}",
                   options.out, model.num_parameters(), 100 * config.activated_share(), config.shared_heads(0),
-                  config.top_k(0), config.num_attention_heads - config.shared_heads(0), config.moh->router,
+                  config.top_k(0), config.num_attention_heads - config.shared_heads(0), config.moh->router.name(),
                   was_moh ? "; it was a MoH model already, its heads stay as they were" : ""));
   return 0;
 }

@@ -58,7 +58,7 @@ int convert_dit(const Context& context, const std::string& in, const std::string
   const bool both = weights == "auto" && models::has_both_weights(in);
   const models::Dit model = models::load_dit(in, both ? "model" : weights);
   io::check_finite(model.parameters(), in);
-  models::save_dit(model, out);
+  model.save(out);
   if (both) models::save_averaged_dit(models::load_dit(in, "ema"), out);
   const models::DitConfig& config = model.config();
   Json line = Json::object();

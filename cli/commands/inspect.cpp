@@ -99,7 +99,7 @@ int inspect(const Context& context, const Options& options) {
       {"heads",
        fmt::format("{} of {}, {} KV heads", config.num_attention_heads, config.head_dim, config.num_key_value_heads)},
       {"vocabulary", std::to_string(config.vocab_size)},
-      {"router", config.moh ? config.moh->router : "none (dense)"},
+      {"router", config.moh ? config.moh->router.name() : "none (dense)"},
       {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
       {"parameters", std::to_string(cost.parameters)},
       {"active parameters", std::to_string(cost.active_parameters)},

@@ -45,11 +45,9 @@ RelativePositions relative_positions(MapSize query, MapSize key, MapSize pretrai
   return positions;
 }
 
-Tensor relative_position_bias(const RelativePositions& positions, const Tensor& fc1_weight, const Tensor& fc1_bias,
-                              const Tensor& fc2_weight, const Tensor& fc2_bias, std::int64_t queries,
+Tensor relative_position_bias(const RelativePositions& positions, const PositionMlp& mlp, std::int64_t queries,
                               std::int64_t keys) {
-  const Tensor hidden = at::relu(at::linear(positions.table, fc1_weight, fc1_bias));
-  const Tensor by_distance = at::linear(hidden, fc2_weight, fc2_bias);  // [rows, H]
+  const Tensor by_distance = mlp.fc2(at::relu(mlp.fc1(positions.table)));  // [rows, H]
   return by_distance.t().index_select(1, positions.index).reshape({-1, queries, keys});
 }
 

@@ -8,6 +8,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "moh/layers/linear.h"
+
 namespace moh::layers {
 
 struct MapSize {
@@ -24,9 +26,12 @@ struct RelativePositions {
 // Positions of a query map and of the key map pooled from it (the same size: no pooling), on the CPU.
 RelativePositions relative_positions(MapSize query, MapSize key, MapSize pretrain);
 
+struct PositionMlp {
+  Linear fc1, fc2;  // [hidden, 2], [H, hidden]
+};
+
 // fc2(relu(fc1(table)))[index] as [H, N, M]; differentiable in the weights.
-at::Tensor relative_position_bias(const RelativePositions& positions, const at::Tensor& fc1_weight,
-                                  const at::Tensor& fc1_bias, const at::Tensor& fc2_weight, const at::Tensor& fc2_bias,
-                                  std::int64_t queries, std::int64_t keys);
+at::Tensor relative_position_bias(const RelativePositions& positions, const PositionMlp& mlp, std::int64_t queries,
+                                  std::int64_t keys);
 
 }  // namespace moh::layers

@@ -36,6 +36,10 @@ RopeTable rope_table(const Tensor& inverse_frequencies, const Tensor& positions)
 
 Tensor apply_rope(const Tensor& x, const RopeTable& table) {
   const Tensor cos = table.cos.to(x.scalar_type()), sin = table.sin.to(x.scalar_type());
+  const std::int64_t turned = 2 * cos.size(-1), all = x.size(-1);
+  if (turned < all) {
+    return at::cat({apply_rope(x.narrow(-1, 0, turned), table), x.narrow(-1, turned, all - turned)}, -1);
+  }
   const auto halves = x.chunk(2, -1);
   return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1);
 }

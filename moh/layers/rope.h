@@ -9,7 +9,7 @@
 
 namespace moh::layers {
 
-// [D / 2] fp32: theta^(-2i / D), after scaling.
+// [D / 2] fp32: theta^(-2i / D), after scaling. D: the dimensions that are turned.
 at::Tensor rope_inverse_frequencies(std::int64_t head_dim, double theta, const RopeScaling& scaling);
 
 struct RopeTable {
@@ -17,7 +17,7 @@ struct RopeTable {
 };
 RopeTable rope_table(const at::Tensor& inverse_frequencies, const at::Tensor& positions);
 
-// x [B, T, H, D] rotated; table of positions [T] or [B, T].
+// x [B, T, H, D] rotated; table of positions [T] or [B, T]. A narrower table turns the leading dimensions alone.
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
 
 }  // namespace moh::layers

@@ -6,8 +6,6 @@
 
 #include "moh/ops/aggregated_attention.h"
 #include "moh/ops/head_attention.h"
-#include "moh/ops/linear.h"
-#include "moh/ops/projection.h"
 
 namespace moh::layers {
 namespace {
@@ -20,92 +18,51 @@ Tensor normalized(const Tensor& rows) {
   return rows / at::linalg_vector_norm(rows, 2, {-1}, /*keepdim=*/true).clamp_min(kNormFloor);
 }
 
-auto linear_of(const VitAttentionOptions& options) {
-  return [authors_form = options.authors_form](const Tensor& x, const Tensor& weight, const Tensor& bias) {
-    return authors_form ? at::linear(x, weight, bias) : ops::linear(x, weight, bias);
-  };
-}
-
 // 1x1 convolution, GELU, adaptive average: [B, N, C] -> [B, M, C].
-Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const VitPlace& place, bool authors_form) {
+Tensor pooled_tokens(const Tensor& x, const VitAttentionWeights& weights, const VitPlace& place) {
   const std::int64_t batch = x.size(0), dim = x.size(2), height = place.map.height, width = place.map.width;
-  Tensor map;
-  if (authors_form) {
-    const Tensor channels_first = x.transpose(1, 2).reshape({batch, dim, height, width}).contiguous();
-    map = at::gelu(at::conv2d(channels_first, weights.sr_weight, weights.sr_bias));
-  } else {
-    map = ops::linear(x, weights.sr_weight.reshape({dim, dim}), weights.sr_bias, ops::Activation::kGelu)
-              .reshape({batch, height, width, dim})
-              .permute({0, 3, 1, 2});
-  }
+  const Tensor map = weights.pool(x, ops::Activation::kGelu).reshape({batch, height, width, dim}).permute({0, 3, 1, 2});
   const Tensor pooled = at::adaptive_avg_pool2d(map, {place.pooled.height, place.pooled.width});
   const Tensor tokens = pooled.permute({0, 2, 3, 1}).flatten(1, 2).to(weights.norm_weight.scalar_type());
   return at::layer_norm(tokens, {dim}, weights.norm_weight, weights.norm_bias, kPooledEps);
 }
 
-// Attention neither reads the queries of heads that were not selected nor leaves anything but zeros for them, so that
-// the products before and after it may compute all heads where that is faster.
-bool skips(const Tensor& x, const VitAttentionOptions& options) {
-  const double active = static_cast<double>(options.shared_heads + options.top_k);
-  return options.routed && !options.authors_form &&
-         ops::skips_heads(x, x.size(2) / options.num_heads, active / static_cast<double>(options.num_heads));
-}
-
-// Only for the heads that a token selected, [B, N, H, D]: a skipped head needs no query.
-Tensor queries(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
-               const VitAttentionOptions& options) {
-  if (skips(x, options)) return ops::project_heads(x, weight, bias, gates);
-  return linear_of(options)(x, weight, bias).reshape({x.size(0), x.size(1), options.num_heads, -1});
-}
-
-Tensor aggregated_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeights& weights, const VitPlace& place,
-                        const Tensor& position_bias, const VitAttentionOptions& options) {
-  const std::int64_t batch = x.size(0), heads = options.num_heads, head_dim = x.size(2) / heads;
-  const auto keys_and_values = [&](const Tensor& from) {
-    return linear_of(options)(from, weights.kv_weight, weights.kv_bias)
-        .reshape({batch, from.size(1), 2, heads, head_dim})
-        .unbind(2);  // its gradient is put together once; those of two selections would be added up, zeros and all
-  };
-  const auto local = keys_and_values(x);
-  const auto pooled = keys_and_values(pooled_tokens(x, weights, place, options.authors_form));
+Tensor aggregated_heads(const Tensor& x, const ProjectedHeads& heads, const Gates& gates,
+                        const VitAttentionWeights& weights, const VitPlace& place, const Tensor& position_bias,
+                        const VitAttentionOptions& options) {
+  const std::int64_t count = options.num_heads, head_dim = x.size(2) / count;
+  const Tensor tokens = pooled_tokens(x, weights, place);
+  const auto pooled = weights.kv(tokens).reshape({x.size(0), tokens.size(1), 2, count, head_dim}).unbind(2);
   ops::AggregatedInputs in;
-  in.query = queries(x, weights.q_weight, weights.q_bias, gates, options);
-  in.key = local[0];
-  in.value = local[1];
+  in.query = heads.query;
+  in.key = heads.key;
+  in.value = heads.value;
   in.pool_key = pooled[0];
   in.pool_value = pooled[1];
-  in.gates = gates;
-  in.query_embedding = weights.query_embedding.reshape({heads, head_dim});
-  in.temperature = at::softplus(weights.temperature.reshape({heads}));
+  in.gates = gates.selection.gates;
+  in.rows = gates.selection.rows;
+  in.first = gates.selection.first;
+  in.query_embedding = weights.query_embedding.reshape({count, head_dim});
+  in.temperature = at::softplus(weights.temperature.reshape({count}));
   in.position_scale = place.scale;
   in.local_bias = weights.local_bias;
   in.pool_bias = position_bias;
   in.tokens = weights.tokens;
-  in.token_bias = weights.token_bias.reshape({heads, -1});
+  in.token_bias = weights.token_bias.reshape({count, -1});
   in.height = place.map.height;
   in.width = place.map.width;
   in.window = options.window;
-  return options.authors_form ? ops::aggregated_attention_composite(in) : ops::aggregated_attention(in);
+  return ops::aggregated_attention(in);
 }
 
-Tensor full_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeights& weights, const VitPlace& place,
-                  const Tensor& position_bias, const VitAttentionOptions& options) {
-  const std::int64_t heads = options.num_heads, head_dim = x.size(2) / heads;
-  // Rows of the weight are ordered (q, k, v) x head x D.
-  const std::int64_t dim = heads * head_dim;
-  const Tensor plain_query =
-      queries(x, weights.qkv_weight.narrow(0, 0, dim), weights.qkv_bias.narrow(0, 0, dim), gates, options);
-  const auto kv =
-      linear_of(options)(x, weights.qkv_weight.narrow(0, dim, 2 * dim), weights.qkv_bias.narrow(0, dim, 2 * dim))
-          .reshape({x.size(0), x.size(1), 2, heads, head_dim})
-          .unbind(2);
-  const auto type = kv[0].scalar_type();
-  const Tensor factor = at::softplus(weights.temperature.reshape({heads, 1})) * place.scale;
-  const Tensor query = (normalized(plain_query) + weights.query_embedding.reshape({heads, head_dim})) * factor;
-  const Tensor key = normalized(kv[0]).to(type);
-  const ops::AttentionVariant variant = {.bias = position_bias, .scale = 1.0};
-  if (options.authors_form) return ops::head_attention_composite(query.to(type), key, kv[1], gates, variant);
-  return ops::head_attention(query.to(type), key, kv[1], ops::Selection{gates, {}, {}}, variant);
+Tensor full_heads(const ProjectedHeads& heads, const Gates& gates, const VitAttentionWeights& weights,
+                  const VitPlace& place, const Tensor& position_bias) {
+  const std::int64_t count = heads.query.size(2), head_dim = heads.query.size(3);
+  const auto type = heads.key.scalar_type();
+  const Tensor factor = at::softplus(weights.temperature.reshape({count, 1})) * place.scale;
+  const Tensor query = (normalized(heads.query) + weights.query_embedding.reshape({count, head_dim})) * factor;
+  return ops::head_attention(query.to(type), normalized(heads.key).to(type), heads.value, gates.selection,
+                             {.bias = position_bias, .scale = 1.0});
 }
 
 }  // namespace
@@ -139,38 +96,27 @@ VitPlace vit_place(MapSize map, std::int64_t ratio, std::int64_t window, MapSize
 }
 
 Tensor vit_position_bias(const VitAttentionWeights& weights, const VitPlace& place) {
-  return relative_position_bias(place.positions, weights.fc1_weight, weights.fc1_bias, weights.fc2_weight,
-                                weights.fc2_bias, place.map.area(), place.pooled.area());
+  return relative_position_bias(place.positions, weights.position, place.map.area(), place.pooled.area());
 }
 
-Tensor vit_heads(const Tensor& x, const Tensor& gates, const VitAttentionWeights& weights, const VitPlace& place,
-                 const Tensor& position_bias, const VitAttentionOptions& options) {
-  return weights.aggregated() ? aggregated_heads(x, gates, weights, place, position_bias, options)
-                              : full_heads(x, gates, weights, place, position_bias, options);
-}
-
-VitAttentionOutput vit_attention(const Tensor& x, const VitAttentionWeights& weights, const VitPlace& place,
-                                 const Tensor& position_bias, const VitAttentionOptions& options) {
-  VitAttentionOutput output;
-  Tensor gates;
-  if (options.routed) {
-    std::optional<Tensor> kind = weights.wg_0;
-    // Equal scores weigh both kinds 1, as if there were no second stage.
-    if (!options.two_stage) kind = at::zeros({2, x.size(2)}, x.options().requires_grad(false));
-    output.routing = ops::route_two_stage(x, weights.wg, weights.wg_1, kind, options.num_heads, options.shared_heads,
-                                          options.top_k, "authors");
-    gates = output.routing.gates;
-    if (options.top_k > 0 && options.balance_loss) {
-      output.load_balance_loss =
-          ops::load_balance_loss(output.routing.probabilities, output.routing.indices, "authors");
-    }
+MohLayerOutput vit_attention(const Tensor& x, const VitAttentionWeights& weights, const VitPlace& place,
+                             const Tensor& position_bias, const VitAttentionOptions& options) {
+  MohLayer layer;
+  layer.num_heads = layer.num_kv_heads = options.num_heads;
+  layer.router = weights.router.get();
+  layer.out = weights.proj;
+  if (weights.aggregated()) {
+    layer.in.query = weights.q;
+    layer.in.key_value = weights.kv;
   } else {
-    gates = at::ones({x.size(0), x.size(1), options.num_heads}, x.options().requires_grad(false));
+    layer.in = Projections::of_joint(weights.qkv, weights.qkv.outputs() / 3, /*as_one=*/false);
   }
-  const Tensor heads = vit_heads(x, gates, weights, place, position_bias, options);
-  output.y = skips(x, options) ? ops::combine_heads(heads, weights.proj_weight, weights.proj_bias, gates)
-                               : linear_of(options)(heads.flatten(2), weights.proj_weight, weights.proj_bias);
-  return output;
+  return moh_layer(layer, options.setting, x, {.balance_loss = options.balance_loss},
+                   [&](const ProjectedHeads& heads, const Gates& gates) {
+                     return weights.aggregated()
+                                ? aggregated_heads(x, heads, gates, weights, place, position_bias, options)
+                                : full_heads(heads, gates, weights, place, position_bias);
+                   });
 }
 
 }  // namespace moh::layers

@@ -60,7 +60,7 @@ HeadStatistics measure_heads(const Llama& dense, const LlamaConfig& config, cons
   // straight-through gradients of later layers' routers are none of the loss's own.
   LlamaConfig all_routed = config;
   all_routed.moh->router = "norm";
-  all_routed.moh->straight_through = "selected";
+  all_routed.moh->straight_through = layers::StraightThrough::kSelected;
   all_routed.moh->head_order.clear();
   all_routed.moh->shared_heads.assign(config.num_hidden_layers, 0);
   all_routed.moh->top_k.assign(config.num_hidden_layers, config.num_attention_heads);
@@ -118,6 +118,9 @@ std::vector<std::vector<std::int64_t>> importance_order(const HeadStatistics& st
 }
 
 void calibrate_router(Llama& model, const LlamaConfig& config, const HeadStatistics& statistics) {
+  MOH_CHECK(!config.fused_projections && config.rotary_size() == config.head_dim &&
+                config.query_key_norm != QueryKeyNorm::kProjection,
+            "[convert] query norms of a ", config.model_type, " model cannot be calibrated; use --router two-stage");
   const std::int64_t heads = config.num_attention_heads, kv_heads = config.num_key_value_heads;
   const std::int64_t half = config.head_dim / 2, choices = heads / config.heads_per_choice();
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {

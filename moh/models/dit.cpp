@@ -5,19 +5,28 @@
 #include <c10/core/GradMode.h>
 
 #include <cmath>
-#include <unordered_map>
 
 #include "moh/base/error.h"
-#include "moh/ops/linear.h"
 
 namespace moh::models {
 namespace {
 
 using at::Tensor;
-using std::optional;
 
+constexpr const char* kRouter = "two-stage";
 constexpr std::int64_t kSinusoids = 256;  // of the timestep
 constexpr double kNormEps = 1e-6, kLongest = 10000.0;
+
+layers::RouterSetting router_setting(const DitConfig& config, std::int64_t layer) {
+  layers::RouterSetting setting;
+  setting.hidden = config.hidden_size;
+  setting.choices = config.num_heads[layer];
+  setting.shared = config.shared_heads(layer);
+  setting.top_k = config.top_k(layer);
+  if (config.moh) layers::parse_name(config.moh->gates, setting.gates, "dit", "moh.gates");
+  setting.balance = setting.gates;
+  return setting;
+}
 
 std::string block_prefix(std::int64_t layer) { return "blocks." + std::to_string(layer) + "."; }
 
@@ -42,11 +51,11 @@ Tensor angles(const Tensor& values, std::int64_t count) {
 
 }  // namespace
 
-std::vector<DitParameter> dit_parameters(const DitConfig& config) {
+ParameterSpecs dit_parameters(const DitConfig& config) {
   const std::int64_t hidden = config.hidden_size, patch = config.patch_size, grid = config.input_size / patch;
-  std::vector<DitParameter> all = {{"pos_embed", {1, grid * grid, hidden}},
-                                   {"x_embedder.proj.weight", {hidden, config.in_channels, patch, patch}},
-                                   {"x_embedder.proj.bias", {hidden}}};
+  ParameterSpecs all = {{.name = "pos_embed", .shape = {1, grid * grid, hidden}, .trained = false},
+                        {"x_embedder.proj.weight", {hidden, config.in_channels, patch, patch}},
+                        {"x_embedder.proj.bias", {hidden}}};
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns, bool has_bias = true) {
     all.push_back({name + ".weight", {rows, columns}});
     if (has_bias) all.push_back({name + ".bias", {rows}});
@@ -56,13 +65,13 @@ std::vector<DitParameter> dit_parameters(const DitConfig& config) {
   matrix("y_embedder.embedding_table", config.label_rows(), hidden, false);
   for (std::int64_t layer = 0; layer < config.depth; ++layer) {
     const std::string prefix = block_prefix(layer);
-    const std::int64_t heads = config.num_heads[layer], shared = config.shared_heads(layer), k = config.top_k(layer);
+    const std::int64_t heads = config.num_heads[layer];
     matrix(prefix + "attn.qkv", 3 * heads * config.head_dim, hidden);
     matrix(prefix + "attn.proj", hidden, heads * config.head_dim);
-    if (config.moh) {  // the matrices that each case needs: spec, section 1
-      if (k > 0) matrix(prefix + "attn.wg", heads - shared, hidden, false);
-      if (k > 0 && shared > 0) matrix(prefix + "attn.wg_0", 2, hidden, false);
-      if (shared > 1) matrix(prefix + "attn.wg_1", shared, hidden, false);
+    if (config.moh) {
+      for (auto& tensor : layers::router_tensors_by_name(kRouter, router_setting(config, layer))) {
+        all.push_back({prefix + "attn." + tensor.name, std::move(tensor.shape)});
+      }
     }
     matrix(prefix + "mlp.fc1", config.mlp_size(), hidden);
     matrix(prefix + "mlp.fc2", hidden, config.mlp_size());
@@ -74,14 +83,7 @@ std::vector<DitParameter> dit_parameters(const DitConfig& config) {
 }
 
 std::int64_t dit_parameter_count(const DitConfig& config, bool trained_only) {
-  std::int64_t count = 0;
-  for (const DitParameter& parameter : dit_parameters(config)) {
-    if (trained_only && parameter.name == "pos_embed") continue;
-    std::int64_t size = 1;
-    for (const std::int64_t extent : parameter.shape) size *= extent;
-    count += size;
-  }
-  return count;
+  return parameter_count(dit_parameters(config), trained_only);
 }
 
 Tensor dit_positions(std::int64_t hidden_size, std::int64_t rows, std::int64_t columns) {
@@ -101,41 +103,17 @@ Tensor timestep_sinusoid(const Tensor& t, std::int64_t size) {
   return at::cat({angle.cos(), angle.sin()}, -1);
 }
 
-Tensor Dit::Linear::operator()(const Tensor& x, ops::Activation activation) const {
-  return ops::linear(x, weight, bias, activation);
-}
-
 Dit::Dit(DitConfig config, io::NamedTensors tensors) : config_(std::move(config)) {
   check_dit_config(config_, "dit");
-  std::unordered_map<std::string, Tensor> by_name;
-  for (auto& [name, tensor] : tensors) by_name.emplace(name, tensor);
-  for (const DitParameter& wanted : dit_parameters(config_)) {
-    const auto found = by_name.find(wanted.name);
-    MOH_CHECK(found != by_name.end(), "[dit] tensor `", wanted.name, "` is missing from the checkpoint");
-    MOH_CHECK(found->second.sizes() == at::IntArrayRef(wanted.shape), "[dit] tensor `", wanted.name, "` must be ",
-              at::IntArrayRef(wanted.shape), " by config.json, got ", found->second.sizes());
-    MOH_CHECK(at::isFloatingType(found->second.scalar_type()), "[dit] tensor `", wanted.name,
-              "` must be of a floating type, got ", found->second.scalar_type());
-    parameters_.emplace_back(wanted.name, found->second);
-    by_name.erase(found);
-  }
-  MOH_CHECK(by_name.empty(), "[dit] tensor `", by_name.empty() ? "" : by_name.begin()->first,
-            "` of the checkpoint has no place in the model of config.json");
+  parameters_ = Parameters({.model = "dit"}, dit_parameters(config_), std::move(tensors));
   bind();
 }
 
 void Dit::bind() {
-  const std::unordered_map<std::string, Tensor> by_name(parameters_.begin(), parameters_.end());
-  const auto optionally = [&](const std::string& name) -> optional<Tensor> {
-    const auto found = by_name.find(name);
-    return found == by_name.end() ? std::nullopt : optional<Tensor>(found->second);
-  };
-  const auto linear = [&](const std::string& name) {
-    return Linear{by_name.at(name + ".weight"), optionally(name + ".bias")};
-  };
-  positions_ = by_name.at("pos_embed");
-  labels_ = by_name.at("y_embedder.embedding_table.weight");
-  patches_ = linear("x_embedder.proj");
+  const auto linear = [&](const std::string& name) { return parameters_.linear(name); };
+  positions_ = parameters_["pos_embed"];
+  labels_ = parameters_["y_embedder.embedding_table.weight"];
+  patches_ = parameters_.linear("x_embedder.proj", layers::Product::kPlain);
   time_1_ = linear("t_embedder.mlp.0");
   time_2_ = linear("t_embedder.mlp.2");
   final_ = linear("final_layer.linear");
@@ -143,19 +121,17 @@ void Dit::bind() {
   blocks_.clear();
   for (std::int64_t layer = 0; layer < config_.depth; ++layer) {
     const std::string prefix = block_prefix(layer), attention = prefix + "attn.";
-    const Linear qkv = linear(attention + "qkv"), proj = linear(attention + "proj");
     Block block;
-    block.attention = {qkv.weight,
-                       qkv.bias,
-                       proj.weight,
-                       proj.bias,
-                       optionally(attention + "wg.weight"),
-                       optionally(attention + "wg_1.weight"),
-                       optionally(attention + "wg_0.weight")};
-    block.options.num_heads = config_.num_heads[layer];
-    block.options.shared_heads = config_.shared_heads(layer);
-    block.options.top_k = config_.top_k(layer);
-    block.options.form = config_.moh ? config_.moh->gates : "none";
+    if (config_.moh) {
+      block.router =
+          layers::make_router(kRouter, [&](const std::string& name) { return parameters_.find(attention + name); });
+    }
+    block.setting = router_setting(config_, layer);
+    block.attention.num_heads = block.attention.num_kv_heads = config_.num_heads[layer];
+    block.attention.in =
+        layers::Projections::of_joint(linear(attention + "qkv"), config_.num_heads[layer] * config_.head_dim);
+    block.attention.out = linear(attention + "proj");
+    block.attention.router = block.router.get();
     block.fc1 = linear(prefix + "mlp.fc1");
     block.fc2 = linear(prefix + "mlp.fc2");
     block.modulation = linear(prefix + "adaLN_modulation.1");
@@ -167,44 +143,30 @@ Dit Dit::initialize(const DitConfig& config, std::uint64_t seed) {
   check_dit_config(config, "dit");
   const at::Generator generator = at::detail::createCPUGenerator(seed);
   const std::int64_t grid = config.input_size / config.patch_size;
-  io::NamedTensors tensors;
-  for (const DitParameter& wanted : dit_parameters(config)) {
-    const std::string& name = wanted.name;
-    Tensor tensor = at::zeros(wanted.shape, at::TensorOptions(at::kFloat));
-    const bool starts_zero = name.ends_with(".bias") || name.find("adaLN_modulation") != std::string::npos ||
-                             name.starts_with("final_layer.");
-    if (name == "pos_embed") {
-      tensor = dit_positions(config.hidden_size, grid, grid);
-    } else if (name.starts_with("t_embedder.") && !starts_zero) {
-      tensor.normal_(0.0, 0.02, generator);
-    } else if (name.starts_with("y_embedder.")) {
-      tensor.normal_(0.0, 0.02, generator);
-    } else if (!starts_zero) {  // Xavier; a patch counts as one long input
-      const auto rows = static_cast<double>(tensor.size(0));
-      const double bound = std::sqrt(6.0 / (rows + static_cast<double>(tensor.numel()) / rows));
-      tensor.uniform_(-bound, bound, generator);
-    }
-    tensors.emplace_back(name, tensor);
-  }
-  return Dit(config, std::move(tensors));
+  return Dit(config, draw_parameters(dit_parameters(config), [&](const ParameterSpec& spec, Tensor& tensor) {
+               const std::string& name = spec.name;
+               const bool starts_zero = name.ends_with(".bias") || name.find("adaLN_modulation") != std::string::npos ||
+                                        name.starts_with("final_layer.");
+               if (name == "pos_embed") {
+                 tensor = dit_positions(config.hidden_size, grid, grid);
+               } else if (name.starts_with("t_embedder.") && !starts_zero) {
+                 tensor.normal_(0.0, 0.02, generator);
+               } else if (name.starts_with("y_embedder.")) {
+                 tensor.normal_(0.0, 0.02, generator);
+               } else if (!starts_zero) {  // Xavier; a patch counts as one long input
+                 const auto rows = static_cast<double>(tensor.size(0));
+                 const double bound = std::sqrt(6.0 / (rows + static_cast<double>(tensor.numel()) / rows));
+                 tensor.uniform_(-bound, bound, generator);
+               }
+             }));
 }
 
 void Dit::to(at::Device device) {
-  for (auto& [name, tensor] : parameters_) tensor = tensor.to(device);
+  parameters_.to(device);
   bind();
 }
 
-void Dit::set_requires_grad(bool requires_grad) {
-  for (auto& [name, tensor] : parameters_) tensor.set_requires_grad(requires_grad && name != "pos_embed");
-}
-
-Dit Dit::with_values(const std::vector<Tensor>& tensors) const {
-  MOH_CHECK(tensors.size() == parameters_.size(), "[dit] ", tensors.size(), " tensors for ", parameters_.size(),
-            " parameters");
-  io::NamedTensors named;
-  for (std::size_t i = 0; i < tensors.size(); ++i) named.emplace_back(parameters_[i].first, tensors[i]);
-  return Dit(config_, std::move(named));
-}
+void Dit::save(const std::string& folder) const { parameters_.save(folder, dit_config_json(config_)); }
 
 Tensor Dit::positions(std::int64_t rows, std::int64_t columns) const {
   const std::int64_t grid = config_.input_size / config_.patch_size;
@@ -217,11 +179,11 @@ Tensor Dit::embed_patches(const Tensor& x) const {
   const Tensor pixels = x.reshape({x.size(0), x.size(1), rows, patch, columns, patch})
                             .permute({0, 2, 4, 1, 3, 5})
                             .reshape({x.size(0), rows * columns, x.size(1) * patch * patch});
-  return at::linear(pixels.to(patches_.weight.scalar_type()), patches_.weight.flatten(1), patches_.bias);
+  return patches_(pixels.to(patches_.dtype()));
 }
 
 Tensor Dit::embed_timesteps(const Tensor& t) const {
-  return time_2_(at::silu(time_1_(timestep_sinusoid(t, kSinusoids).to(time_1_.weight.scalar_type()))));
+  return time_2_(at::silu(time_1_(timestep_sinusoid(t, kSinusoids).to(time_1_.dtype()))));
 }
 
 Tensor Dit::embed_labels(const Tensor& y) const {
@@ -236,7 +198,7 @@ Tensor Dit::embed_labels(const Tensor& y) const {
   return at::embedding(labels_, y);
 }
 
-DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y) const {
+DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y, bool balance_loss) const {
   const std::int64_t patch = config_.patch_size;
   MOH_CHECK(x.dim() == 4 && x.size(1) == config_.in_channels, "[dit] x must be [N, ", config_.in_channels,
             ", H, W], got ", x.sizes());
@@ -251,7 +213,11 @@ DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y) const 
   const Tensor condition = at::silu(embed_timesteps(t) + embed_labels(y));
   for (const Block& block : blocks_) {
     const std::vector<Tensor> m = block.modulation(condition).chunk(6, -1);
-    const auto attended = layers::moh_attention(modulated_norm(tokens, m[0], m[1]), block.attention, block.options);
+    const auto attended =
+        layers::moh_layer(block.attention, block.setting, modulated_norm(tokens, m[0], m[1]),
+                          {.balance_loss = balance_loss}, [](layers::ProjectedHeads heads, const layers::Gates& gates) {
+                            return layers::attend_to(heads.query, heads.key, heads.value, gates, {});
+                          });
     tokens = added(tokens, m[2], attended.y);
     const Tensor hidden = block.fc1(modulated_norm(tokens, m[3], m[4]), ops::Activation::kGeluTanh);
     tokens = added(tokens, m[5], block.fc2(hidden));

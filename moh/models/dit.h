@@ -9,31 +9,26 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "moh/io/checkpoint.h"
-#include "moh/layers/moh_attention.h"
+#include "moh/layers/moh_layer.h"
 #include "moh/models/dit_config.h"
-#include "moh/ops/linear.h"
+#include "moh/models/parameters.h"
 
 namespace moh::models {
 
 struct DitOutput {
   at::Tensor y;                            // [N, out, H, W] fp32
   std::vector<ops::Routing> routing;       // one per layer of a MoH model (all-shared layers have empty indices)
-  std::vector<at::Tensor> balance_losses;  // of the layers that route, in order, without beta
-  at::Tensor load_balance_loss;            // their mean; undefined if no layer routes
+  std::vector<at::Tensor> balance_losses;  // if wanted: of the layers that route, in order, without beta
+  at::Tensor load_balance_loss;            // their mean; undefined if there are none
 };
 
-struct DitParameter {
-  std::string name;
-  std::vector<std::int64_t> shape;
-};
-
-// Every tensor of the model in the order of the authors' checkpoints.
-std::vector<DitParameter> dit_parameters(const DitConfig& config);
+// Every tensor of the model in the order of the authors' checkpoints. pos_embed is never trained.
+ParameterSpecs dit_parameters(const DitConfig& config);
 // Counts of all parameters; of those that are trained (without pos_embed).
 std::int64_t dit_parameter_count(const DitConfig& config, bool trained_only = false);
 
@@ -52,38 +47,34 @@ class Dit {
   static Dit initialize(const DitConfig& config, std::uint64_t seed);
 
   // x [N, in, H, W] of any size that the patch divides; t [N] 1000-step indices; y [N] classes, num_classes: none.
-  // Errors: wrong shapes, a label out of range.
-  DitOutput forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& y) const;
+  // balance_loss: wanted, training alone needs it. Errors: wrong shapes, a label out of range.
+  DitOutput forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& y, bool balance_loss = false) const;
   at::Tensor embed_patches(const at::Tensor& x) const;  // [N, T, C] without positions
   at::Tensor embed_timesteps(const at::Tensor& t) const;
   at::Tensor embed_labels(const at::Tensor& y) const;
 
   const DitConfig& config() const { return config_; }
-  const io::NamedTensors& parameters() const { return parameters_; }  // pos_embed is among them and never trained
-  at::Device device() const { return positions_.device(); }
+  const io::NamedTensors& parameters() const { return parameters_.tensors(); }
+  std::vector<bool> decays() const { return parameters_.decays(); }
+  at::Device device() const { return parameters_.device(); }
   void to(at::Device device);
-  void set_requires_grad(bool requires_grad);
-  // A copy with the values of `tensors`, in the order of parameters().
-  Dit with_values(const std::vector<at::Tensor>& tensors) const;
+  void set_requires_grad(bool requires_grad) { parameters_.set_requires_grad(requires_grad); }
+  void save(const std::string& folder) const;  // see Parameters::save
 
  private:
-  struct Linear {
-    at::Tensor weight;
-    std::optional<at::Tensor> bias;
-    at::Tensor operator()(const at::Tensor& x, ops::Activation activation = ops::Activation::kNone) const;
-  };
   struct Block {
-    layers::MohAttentionWeights attention;
-    layers::MohAttentionOptions options;
-    Linear fc1, fc2, modulation;
+    layers::MohLayer attention;
+    std::shared_ptr<const layers::Router> router;
+    layers::RouterSetting setting;
+    layers::Linear fc1, fc2, modulation;
   };
   void bind();
   at::Tensor positions(std::int64_t rows, std::int64_t columns) const;
 
   DitConfig config_;
-  io::NamedTensors parameters_;
+  Parameters parameters_;
   at::Tensor positions_, labels_;
-  Linear patches_, time_1_, time_2_, final_modulation_, final_;
+  layers::Linear patches_, time_1_, time_2_, final_modulation_, final_;
   std::vector<Block> blocks_;
 };
 

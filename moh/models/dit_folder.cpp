@@ -16,17 +16,18 @@ namespace {
 namespace fs = std::filesystem;
 
 // Shapes by name, without the two tensors whose sizes the picture size and the number of classes decide.
-std::map<std::string, std::vector<std::int64_t>> model_shapes(const std::vector<DitParameter>& parameters) {
+std::map<std::string, std::vector<std::int64_t>> model_shapes(const ParameterSpecs& parameters) {
   std::map<std::string, std::vector<std::int64_t>> shapes;
-  for (const auto& [name, shape] : parameters) {
-    if (name != "pos_embed" && name != "y_embedder.embedding_table.weight") shapes.emplace(name, shape);
+  for (const ParameterSpec& spec : parameters) {
+    if (spec.name == "pos_embed" || spec.name == "y_embedder.embedding_table.weight") continue;
+    shapes.emplace(spec.name, spec.shape);
   }
   return shapes;
 }
 
 // The preset that a checkpoint without a configuration belongs to: K, which no tensor shows, is known from it alone.
 DitConfig recognise(const io::NamedTensors& tensors, const std::string& file) {
-  std::vector<DitParameter> present;
+  ParameterSpecs present;
   const at::Tensor* positions = nullptr;
   const at::Tensor* labels = nullptr;
   for (const auto& [name, tensor] : tensors) {
@@ -93,15 +94,7 @@ Dit load_dit(const std::string& path, const std::string& weights) {
   const Json json = io::load_config(path);
   MOH_CHECK(is_dit_config(json), "[dit] ", path, "/config.json is not that of a DiT");
   DitConfig config = parse_dit_config(json, path + "/config.json");
-  const std::string averaged = path + "/ema.safetensors";
-  MOH_CHECK(weights != "ema" || fs::exists(averaged), "[dit] ", path,
-            " has no averaged weights (ema.safetensors); use `model`");
-  const bool take_averaged = weights == "ema" || (weights == "auto" && fs::exists(averaged));
-  io::NamedTensors tensors = io::load_tensors(take_averaged ? averaged : path);
-  for (auto& [name, tensor] : tensors) {
-    if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
-  }
-  return Dit(std::move(config), std::move(tensors));
+  return Dit(std::move(config), load_weights(path, weights, "dit", at::kFloat));
 }
 
 bool is_dit_checkpoint_file(const std::string& path) {
@@ -129,14 +122,6 @@ bool has_both_weights(const std::string& path) {
 
 void save_averaged_dit(const Dit& averaged, const std::string& folder) {
   io::save_tensors(folder + "/ema.safetensors", averaged.parameters());
-}
-
-void save_dit(const Dit& model, const std::string& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  MOH_CHECK(!error, "[dit] cannot make folder ", folder, ": ", error.message());
-  io::save_json(folder + "/config.json", dit_config_json(model.config()));
-  io::save_tensors(folder + "/model.safetensors", model.parameters());
 }
 
 }  // namespace moh::models

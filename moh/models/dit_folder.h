@@ -18,9 +18,7 @@ Dit load_dit(const std::string& path, const std::string& weights = "auto");
 bool is_dit_checkpoint_file(const std::string& path);
 // Whether load_dit(path, "ema") finds averaged weights and load_dit(path, "model") present ones beside them.
 bool has_both_weights(const std::string& path);
-// config.json and model.safetensors; the folder is made if need be.
-void save_dit(const Dit& model, const std::string& folder);
-// Averaged weights beside them: ema.safetensors.
+// Averaged weights beside the model's: ema.safetensors.
 void save_averaged_dit(const Dit& averaged, const std::string& folder);
 
 }  // namespace moh::models

@@ -3,22 +3,20 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <filesystem>
 #include <limits>
-#include <unordered_map>
 
 #include "moh/base/error.h"
 #include "moh/layers/rope.h"
-#include "moh/layers/window_attention.h"
 #include "moh/models/llama_routing.h"
 #include "moh/ops/head_attention.h"
-#include "moh/ops/projection.h"
 
 namespace moh::models {
 namespace {
 
 using at::Tensor;
 using std::optional;
+
+constexpr const char* kEmbedding = "model.embed_tokens";
 
 std::string layer_prefix(std::int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
@@ -61,125 +59,153 @@ void check_ids(const Tensor& ids, std::int64_t vocab_size) {
             " is outside the model's vocabulary of ", vocab_size);
 }
 
+// A block's norms as the family's tensors are called; nullptr: has none there.
+struct NormNames {
+  const char *before_attention, *after_attention, *before_mlp, *after_mlp;
+};
+NormNames norm_names(const LlamaConfig& config) {
+  switch (config.norms) {
+    case NormPlaces::kAfter:
+      return {nullptr, "post_attention_layernorm", nullptr, "post_feedforward_layernorm"};
+    case NormPlaces::kAround:
+      return {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"};
+    default:
+      return {"input_layernorm", nullptr, "post_attention_layernorm", nullptr};
+  }
+}
+
 }  // namespace
 
-std::vector<ParameterSpec> llama_parameters(const LlamaConfig& config) {
+ParameterSpecs llama_parameters(const LlamaConfig& config) {
   const std::int64_t hidden = config.hidden_size, heads = config.num_attention_heads;
   const std::int64_t q_rows = heads * config.head_dim, kv_rows = config.num_key_value_heads * config.head_dim;
-  std::vector<ParameterSpec> specs;
+  ParameterSpecs specs;
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns, bool has_bias = false) {
-    specs.push_back({name + ".weight", {rows, columns}, true});
-    if (has_bias) specs.push_back({name + ".bias", {rows}, false});
+    specs.push_back({name + ".weight", {rows, columns}});
+    if (has_bias) specs.push_back({name + ".bias", {rows}, /*decays=*/false});
   };
   const auto norm = [&](const std::string& name, std::int64_t size) {
-    specs.push_back({name + ".weight", {size}, false});
+    specs.push_back({name + ".weight", {size}, /*decays=*/false});
   };
 
-  matrix("model.embed_tokens", config.vocab_size, hidden);
+  matrix(kEmbedding, config.vocab_size, hidden);
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const std::string prefix = layer_prefix(layer), attention = prefix + "self_attn.";
-    norm(prefix + "input_layernorm", hidden);
-    matrix(attention + "q_proj", q_rows, hidden, config.qkv_bias);
-    matrix(attention + "k_proj", kv_rows, hidden, config.qkv_bias);
-    matrix(attention + "v_proj", kv_rows, hidden, config.qkv_bias);
+    const NormNames norms = norm_names(config);
+    if (norms.before_attention) norm(prefix + norms.before_attention, hidden);
+    if (config.fused_projections) {
+      matrix(attention + "qkv_proj", q_rows + 2 * kv_rows, hidden, config.qkv_bias);
+    } else {
+      matrix(attention + "q_proj", q_rows, hidden, config.qkv_bias);
+      matrix(attention + "k_proj", kv_rows, hidden, config.qkv_bias);
+      matrix(attention + "v_proj", kv_rows, hidden, config.qkv_bias);
+    }
     matrix(attention + "o_proj", hidden, q_rows, config.output_bias);
-    if (config.query_key_norm) {
-      norm(attention + "q_norm", config.head_dim);
-      norm(attention + "k_norm", config.head_dim);
+    if (config.query_key_norm != QueryKeyNorm::kNone) {
+      const bool whole = config.query_key_norm == QueryKeyNorm::kProjection;
+      norm(attention + "q_norm", whole ? q_rows : config.head_dim);
+      norm(attention + "k_norm", whole ? kv_rows : config.head_dim);
     }
-    if (config.moh && config.moh->router == "two-stage") {  // the matrices that each case needs: spec, section 1
-      const std::int64_t group = config.heads_per_choice();
-      const std::int64_t shared = config.shared_heads(layer) / group, top_k = config.top_k(layer) / group;
-      if (top_k > 0) matrix(attention + "wg", heads / group - shared, hidden);
-      if (shared > 1) matrix(attention + "wg_1", shared, hidden);
-      if (shared > 0 && top_k > 0) matrix(attention + "wg_0", 2, hidden);
+    if (config.moh) {
+      for (const auto& tensor : config.moh->router->tensors(router_setting(config, layer))) {
+        specs.push_back({attention + tensor.name, tensor.shape, tensor.decays});
+      }
     }
-    norm(prefix + "post_attention_layernorm", hidden);
-    matrix(prefix + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
-    matrix(prefix + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
+    for (const char* name : {norms.after_attention, norms.before_mlp, norms.after_mlp}) {
+      if (name != nullptr) norm(prefix + name, hidden);
+    }
+    if (config.fused_projections) {
+      matrix(prefix + "mlp.gate_up_proj", 2 * config.intermediate_size, hidden, config.mlp_bias);
+    } else {
+      matrix(prefix + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
+      matrix(prefix + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
+    }
     matrix(prefix + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
   }
   norm("model.norm", hidden);
-  if (!config.tie_word_embeddings) matrix("lm_head", config.vocab_size, hidden);
+  matrix("lm_head", config.vocab_size, hidden);
+  if (config.tie_word_embeddings) specs.back().tied_to = std::string(kEmbedding) + ".weight";
   return specs;
 }
 
-Llama::Llama(LlamaConfig config, io::NamedTensors tensors) : config_(std::move(config)) {
-  std::unordered_map<std::string, Tensor> by_name;
-  for (auto& [name, tensor] : tensors) by_name.emplace(name, tensor);
-  for (const ParameterSpec& spec : llama_parameters(config_)) {
-    const auto found = by_name.find(spec.name);
-    MOH_CHECK(found != by_name.end(), "[llama] tensor `", spec.name, "` is missing from the checkpoint");
-    MOH_CHECK(found->second.sizes() == at::IntArrayRef(spec.shape), "[llama] tensor `", spec.name, "` must be ",
-              at::IntArrayRef(spec.shape), " by config.json, got ", found->second.sizes());
-    MOH_CHECK(at::isFloatingType(found->second.scalar_type()), "[llama] tensor `", spec.name,
-              "` must be of a floating type, got ", found->second.scalar_type());
-    parameters_.emplace_back(spec.name, found->second);
-    by_name.erase(found);
-  }
-  if (config_.tie_word_embeddings) by_name.erase("lm_head.weight");  // the same tensor once more
-  for (const auto& [name, tensor] : by_name) {
-    MOH_CHECK(is_derived(name), "[llama] tensor `", name,
-              "` of the checkpoint has no place in the model of config.json");
-  }
+Llama::Llama(LlamaConfig config, io::NamedTensors tensors)
+    : config_(std::move(config)),
+      parameters_({.model = "llama", .is_derived = is_derived}, llama_parameters(config_), std::move(tensors)) {
   bind();
 }
 
 void Llama::bind() {
-  std::unordered_map<std::string, Tensor> by_name(parameters_.begin(), parameters_.end());
-  const auto optionally = [&](const std::string& name) -> optional<Tensor> {
-    const auto found = by_name.find(name);
-    return found == by_name.end() ? std::nullopt : optional<Tensor>(found->second);
+  const auto linear = [&](const std::string& name, layers::Product product = layers::Product::kPlain) {
+    return parameters_.linear(name, product);
   };
+  // What may skip heads falls back on the same product where skipping does not pay.
+  const auto skipping = [&](bool may_skip) { return may_skip ? layers::Product::kFastest : layers::Product::kPlain; };
   layers_.clear();
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     const std::string prefix = layer_prefix(i), attention = prefix + "self_attn.", mlp = prefix + "mlp.";
     Layer layer;
-    layer.input_norm = by_name.at(prefix + "input_layernorm.weight");
-    layer.post_norm = by_name.at(prefix + "post_attention_layernorm.weight");
-    layer.q = by_name.at(attention + "q_proj.weight");
-    layer.k = by_name.at(attention + "k_proj.weight");
-    layer.v = by_name.at(attention + "v_proj.weight");
-    layer.o = by_name.at(attention + "o_proj.weight");
-    layer.q_bias = optionally(attention + "q_proj.bias");
-    layer.k_bias = optionally(attention + "k_proj.bias");
-    layer.v_bias = optionally(attention + "v_proj.bias");
-    layer.o_bias = optionally(attention + "o_proj.bias");
-    layer.q_norm = optionally(attention + "q_norm.weight");
-    layer.k_norm = optionally(attention + "k_norm.weight");
-    layer.router.wg = optionally(attention + "wg.weight");
-    layer.router.wg_1 = optionally(attention + "wg_1.weight");
-    layer.router.wg_0 = optionally(attention + "wg_0.weight");
-    layer.router.order = choice_order(config_, i, layer.q.device());
-    layer.gate = by_name.at(mlp + "gate_proj.weight");
-    layer.up = by_name.at(mlp + "up_proj.weight");
-    layer.down = by_name.at(mlp + "down_proj.weight");
-    layer.gate_bias = optionally(mlp + "gate_proj.bias");
-    layer.up_bias = optionally(mlp + "up_proj.bias");
-    layer.down_bias = optionally(mlp + "down_proj.bias");
+    const auto norm = [&](const char* name) -> optional<Tensor> {
+      return name != nullptr ? optional(parameters_[prefix + name + ".weight"]) : std::nullopt;
+    };
+    const NormNames norms = norm_names(config_);
+    layer.before_attention = norm(norms.before_attention);
+    layer.after_attention = norm(norms.after_attention);
+    layer.before_mlp = norm(norms.before_mlp);
+    layer.after_mlp = norm(norms.after_mlp);
+    if (config_.moh) {
+      layer.router = layers::make_router(config_.moh->router,
+                                         [&](const std::string& name) { return parameters_.find(attention + name); });
+      layer.order = choice_order(config_, i, device());
+    }
+    layer.attention.num_heads = config_.num_attention_heads;
+    layer.attention.num_kv_heads = config_.num_key_value_heads;
+    layer.attention.router = layer.router.get();
+    // A norm over the queries of all heads wants them all.
+    layer.attention.every_query = config_.query_key_norm == QueryKeyNorm::kProjection;
+    if (config_.fused_projections) {
+      layer.attention.in = layers::Projections::of_joint(linear(attention + "qkv_proj", layers::Product::kFastest),
+                                                         config_.num_attention_heads * config_.head_dim);
+    } else {
+      layer.attention.in.query =
+          linear(attention + "q_proj", skipping(layer.router != nullptr && !layer.router->needs_query()));
+      layer.attention.in.key = linear(attention + "k_proj");
+      layer.attention.in.value = linear(attention + "v_proj");
+    }
+    layer.attention.out = linear(attention + "o_proj", skipping(layer.router != nullptr));
+    layer.q_norm = parameters_.find(attention + "q_norm.weight");
+    layer.k_norm = parameters_.find(attention + "k_norm.weight");
+    if (config_.fused_projections) {
+      const layers::Linear both = linear(mlp + "gate_up_proj", layers::Product::kFastest);
+      layer.gate = both.rows(0, config_.intermediate_size);
+      layer.up = both.rows(config_.intermediate_size, config_.intermediate_size);
+    } else {
+      layer.gate = linear(mlp + "gate_proj");
+      layer.up = linear(mlp + "up_proj");
+    }
+    layer.down = linear(mlp + "down_proj");
     layers_.push_back(std::move(layer));
   }
-  embedding_ = by_name.at("model.embed_tokens.weight");
-  final_norm_ = by_name.at("model.norm.weight");
-  lm_head_ = config_.tie_word_embeddings ? embedding_ : by_name.at("lm_head.weight");
-  inverse_frequencies_ = layers::rope_inverse_frequencies(config_.head_dim, config_.rope_theta, config_.rope_scaling)
-                             .to(embedding_.device());
+  embedding_ = parameters_[std::string(kEmbedding) + ".weight"];
+  final_norm_ = parameters_["model.norm.weight"];
+  lm_head_ = linear("lm_head");
+  inverse_frequencies_ =
+      layers::rope_inverse_frequencies(config_.rotary_size(), config_.rope_theta, config_.rope_scaling).to(device());
+  if (config_.rope_local_theta > 0) {
+    local_frequencies_ =
+        layers::rope_inverse_frequencies(config_.rotary_size(), config_.rope_local_theta, {}).to(device());
+  }
 }
 
 Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
   check_llama_config(config, "llama");
   const at::Generator generator = at::detail::createCPUGenerator(seed);
-  io::NamedTensors tensors;
-  for (const ParameterSpec& spec : llama_parameters(config)) {
-    Tensor tensor = at::empty(spec.shape, at::TensorOptions(at::kFloat));
-    if (spec.decays) {
-      tensor.normal_(0.0, config.initializer_range, generator);
-    } else {
-      tensor.fill_(spec.name.ends_with(".bias") ? 0.0 : 1.0 - config.norm_offset);
-    }
-    tensors.emplace_back(spec.name, tensor);
-  }
-  return Llama(config, std::move(tensors));
+  return Llama(config, draw_parameters(llama_parameters(config), [&](const ParameterSpec& spec, Tensor& tensor) {
+                 if (spec.decays) {
+                   tensor.normal_(0.0, config.initializer_range, generator);
+                 } else if (!spec.name.ends_with(".bias")) {
+                   tensor.fill_(1.0 - config.norm_offset);
+                 }
+               }));
 }
 
 Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, ReadAs as) {
@@ -188,9 +214,6 @@ Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, Rea
 }
 
 void Llama::save(const std::string& folder) const {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  MOH_CHECK(!error, "[llama] cannot make folder ", folder, ": ", error.message());
   Json json = llama_config_json(config_);
   const std::string dtype = dtype_name(embedding_.scalar_type());
   if (json.contains("dtype")) {  // transformers 5
@@ -198,23 +221,12 @@ void Llama::save(const std::string& folder) const {
   } else if (json.contains("torch_dtype") || dtype != "float32") {
     json["torch_dtype"] = dtype;
   }
-  io::save_tensors(folder + "/model.safetensors", parameters_);
-  io::save_json(folder + "/config.json", json);
-}
-
-std::int64_t Llama::num_parameters() const {
-  std::int64_t count = 0;
-  for (const auto& [name, tensor] : parameters_) count += tensor.numel();
-  return count;
+  parameters_.save(folder, json);
 }
 
 void Llama::to(at::Device device) {
-  for (auto& [name, tensor] : parameters_) tensor = tensor.to(device);
+  parameters_.to(device);
   bind();
-}
-
-void Llama::set_requires_grad(bool requires_grad) {
-  for (auto& [name, tensor] : parameters_) tensor.set_requires_grad(requires_grad);
 }
 
 KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
@@ -228,70 +240,58 @@ KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
   return cache;
 }
 
-Tensor Llama::attention(std::int64_t index, const Tensor& x, const layers::RopeTable& rope,
-                        const optional<Tensor>& bias, const LlamaInput& input, LlamaOutput& output,
-                        std::vector<Tensor>& balance_losses) const {
+Tensor Llama::attend(std::int64_t index, layers::ProjectedHeads heads, const layers::Gates& gates,
+                     const Pass& pass) const {
+  auto& [query, key, value] = heads;
   const Layer& layer = layers_[index];
-  const std::int64_t batch = x.size(0), tokens = x.size(1), heads = config_.num_attention_heads;
-  const auto split = [&](const Tensor& rows, std::int64_t count) {
-    return rows.reshape({batch, tokens, count, config_.head_dim});
+  const auto normed = [&](const Tensor& rows, const Tensor& weight) {
+    const bool whole = config_.query_key_norm == QueryKeyNorm::kProjection;
+    const Tensor result = rms_norm(whole ? rows.flatten(2) : rows, weight, config_).view(rows.sizes());
+    return result.to(value.scalar_type());  // autocast on CUDA leaves norms in fp32
   };
-  // A trained router decides from x alone, before any query is computed: queries of unselected heads never are. The
-  // norm router needs every query: before RoPE, which keeps norms, and before the family's own query norm, after which
-  // every head's norm is about the same (Qwen3: sqrt(head_dim) but for its weights).
-  optional<ops::Routing> routing;
-  if (config_.moh && config_.moh->router != "norm") {
-    routing = route_layer(config_, index, x, {}, layer.router);
+  if (layer.q_norm) {
+    query = normed(query, *layer.q_norm);
+    key = normed(key, *layer.k_norm);
   }
-  Tensor query = routing ? ops::project_heads(x, layer.q, layer.q_bias, routing->gates)
-                         : split(at::linear(x, layer.q, layer.q_bias), heads);
-  if (config_.moh && !routing) {
-    routing = route_layer(config_, index, x, query, layer.router);
-    if (config_.moh->straight_through == "none") routing->gates = routing->gates.detach();
-  }
-  if (input.leaf_gates && routing) routing->gates = routing->gates.detach().set_requires_grad(true);
-  if (input.keep_router_inputs) output.router_inputs.push_back({x, query});
-  Tensor key = split(at::linear(x, layer.k, layer.k_bias), config_.num_key_value_heads);
-  Tensor value = split(at::linear(x, layer.v, layer.v_bias), config_.num_key_value_heads);
-  if (config_.query_key_norm) {
-    query = rms_norm(query, *layer.q_norm, config_);
-    key = rms_norm(key, *layer.k_norm, config_);
-    query = query.to(value.scalar_type());  // autocast on CUDA leaves norms in fp32
-    key = key.to(value.scalar_type());
-  }
+  const std::int64_t window = config_.window(index);
   if (config_.has_rope(index)) {
+    const layers::RopeTable& rope = window > 0 && local_frequencies_.defined() ? pass.local_rope : pass.rope;
     query = layers::apply_rope(query, rope);
     key = layers::apply_rope(key, rope);
   }
-  if (input.cache != nullptr) {
-    KvCache& cache = *input.cache;
-    cache.key[index].narrow(2, cache.length, tokens).copy_(key.transpose(1, 2));
-    cache.value[index].narrow(2, cache.length, tokens).copy_(value.transpose(1, 2));
-    key = cache.key[index].narrow(2, 0, cache.length + tokens).transpose(1, 2);
-    value = cache.value[index].narrow(2, 0, cache.length + tokens).transpose(1, 2);
+  if (KvCache* const cache = pass.input.cache) {
+    const std::int64_t tokens = query.size(1);
+    const auto kept = [&](const Tensor& all, const Tensor& rows) {
+      all.narrow(2, cache->length, tokens).copy_(rows.transpose(1, 2));
+      return all.narrow(2, 0, cache->length + tokens).transpose(1, 2);
+    };
+    key = kept(cache->key[index], key);
+    value = kept(cache->value[index], value);
   }
+  ops::AttentionVariant variant;
+  variant.causal = true;
+  variant.window = window;
+  variant.soft_cap = config_.attention_soft_cap;
+  variant.bias = pass.bias;
+  if (config_.attention_scale > 0) variant.scale = config_.attention_scale;
+  return layers::attend_to(query, key, value, gates, variant);
+}
 
-  const auto attend = [&](const Tensor& gates, bool all_gradients) {
-    layers::HeadAttention attention = &ops::head_attention;
-    if (all_gradients) attention = &ops::head_attention_composite;
-    const std::int64_t window = config_.window(index);
-    return window > 0 ? layers::window_attention(attention, query, key, value, gates, bias, window)
-                      : attention(query, key, value, gates, bias, /*causal=*/true, std::nullopt);
-  };
-  if (!routing) {
-    const Tensor gates = at::ones({batch, tokens, heads}, query.options().dtype(at::kFloat).requires_grad(false));
-    return at::linear(attend(gates, false).flatten(2), layer.o, layer.o_bias);
-  }
-  const MohConfig& moh = *config_.moh;
-  const Tensor gates = routing->gates;
-  if (moh.top_k[index] > 0) {
-    balance_losses.push_back(ops::load_balance_loss(routing->probabilities, routing->indices, moh.balance));
-  }
-  output.routing.push_back(std::move(*routing));
-  if (moh.straight_through == "all" && gates.requires_grad()) {  // every gate has a gradient: every head is computed
-    return at::linear(attend(gates, true).flatten(2), layer.o, layer.o_bias);
-  }
-  return ops::combine_heads(attend(gates, false), layer.o, layer.o_bias, gates);
+Tensor Llama::attention(std::int64_t index, const Tensor& x, Pass& pass, LlamaOutput& output) const {
+  const Layer& layer = layers_[index];
+  const LlamaInput& input = pass.input;
+  const auto setting =
+      config_.moh ? router_setting(config_, index, layer.order ? &*layer.order : nullptr) : layers::RouterSetting();
+  auto attended = layers::moh_layer(
+      layer.attention, setting, x,
+      {.balance_loss = input.balance_loss, .leaf_gates = input.leaf_gates, .keep_query = input.keep_router_inputs},
+      [&](layers::ProjectedHeads heads, const layers::Gates& gates) {
+        return attend(index, std::move(heads), gates, pass);
+      });
+  if (input.keep_router_inputs) output.router_inputs.push_back({x, attended.query});
+  if (attended.load_balance_loss.defined()) pass.balance_losses.push_back(attended.load_balance_loss);
+  if (config_.moh) output.routing.push_back(std::move(attended.routing));
+  return attended.y;
 }
 
 LlamaOutput Llama::forward(const LlamaInput& input) const {
@@ -307,38 +307,43 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
   const auto options = embedding_.options().requires_grad(false);
   const Tensor positions =
       input.position_ids ? *input.position_ids : at::arange(past, past + tokens, options.dtype(at::kLong));
-  const layers::RopeTable rope = layers::rope_table(inverse_frequencies_, positions);
-  optional<Tensor> bias;
+  Pass pass{input, layers::rope_table(inverse_frequencies_, positions), {}, {}, {}};
+  if (local_frequencies_.defined()) pass.local_rope = layers::rope_table(local_frequencies_, positions);
   if (input.attention_mask) {
     const Tensor& mask = *input.attention_mask;
     MOH_CHECK(mask.dim() == 2 && mask.size(0) == input.ids.size(0) && mask.size(1) == past + tokens,
               "[llama] attention_mask must be [B, S] = [", input.ids.size(0), ", ", past + tokens, "], got ",
               mask.sizes());
-    bias = at::zeros(mask.sizes(), options)
-               .masked_fill(mask.eq(0), -std::numeric_limits<double>::infinity())
-               .unsqueeze(1)
-               .unsqueeze(1);
+    pass.bias = at::zeros(mask.sizes(), options)
+                    .masked_fill(mask.eq(0), -std::numeric_limits<double>::infinity())
+                    .unsqueeze(1)
+                    .unsqueeze(1);
   }
 
-  std::vector<Tensor> balance_losses;
   Tensor hidden = at::embedding(embedding_, input.ids);
   // The factor is rounded to the weights' type first, as the family was trained.
   if (config_.embedding_scale != 1) hidden = hidden * at::scalar_tensor(config_.embedding_scale, options);
+  const auto normed = [&](const Tensor& x, const optional<Tensor>& weight) {
+    return weight ? rms_norm(x, *weight, config_) : x;
+  };
+  const auto added = [&](const Tensor& to, const Tensor& branch) {
+    return config_.residual_multiplier == 1 ? to + branch : to + branch * config_.residual_multiplier;
+  };
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     const Layer& layer = layers_[i];
     if (input.keep_hidden) output.hidden.push_back(hidden);
+    const Tensor attended = attention(i, normed(hidden, layer.before_attention), pass, output);
+    hidden = added(hidden, normed(attended, layer.after_attention));
+    const Tensor x = normed(hidden, layer.before_mlp);
     hidden =
-        hidden + attention(i, rms_norm(hidden, layer.input_norm, config_), rope, bias, input, output, balance_losses);
-    const Tensor x = rms_norm(hidden, layer.post_norm, config_);
-    hidden = hidden + at::linear(activate(at::linear(x, layer.gate, layer.gate_bias), config_.activation) *
-                                     at::linear(x, layer.up, layer.up_bias),
-                                 layer.down, layer.down_bias);
+        added(hidden, normed(layer.down(activate(layer.gate(x), config_.activation) * layer.up(x)), layer.after_mlp));
   }
   if (input.cache != nullptr) input.cache->length += tokens;
   output.last_hidden = rms_norm(hidden, final_norm_, config_);
-  output.logits =
-      at::linear(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden, lm_head_);
-  if (!balance_losses.empty()) output.load_balance_loss = at::stack(balance_losses).mean();
+  output.logits = lm_head_(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden);
+  if (config_.logits_divisor != 1) output.logits = output.logits / config_.logits_divisor;
+  if (const double cap = config_.logits_soft_cap; cap > 0) output.logits = at::tanh(output.logits / cap) * cap;
+  if (!pass.balance_losses.empty()) output.load_balance_loss = at::stack(pass.balance_losses).mean();
   return output;
 }
 

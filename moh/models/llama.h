@@ -4,16 +4,17 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "moh/io/checkpoint.h"
+#include "moh/layers/moh_layer.h"
 #include "moh/layers/rope.h"
 #include "moh/models/llama_config.h"
 #include "moh/models/llama_routing.h"
-#include "moh/models/parameter.h"
+#include "moh/models/parameters.h"
 #include "moh/ops/routing.h"
 
 namespace moh::models {
@@ -34,6 +35,7 @@ struct LlamaInput {
   bool keep_hidden = false;                       // record the input of every layer
   bool keep_router_inputs = false;                // record what the routers see
   bool leaf_gates = false;                        // gates are leaves: their gradient is theirs alone, not the router's
+  bool balance_loss = false;                      // wanted: training alone needs it
 };
 
 struct RouterInput {
@@ -47,11 +49,11 @@ struct LlamaOutput {
   std::vector<RouterInput> router_inputs;  // per layer; only with keep_router_inputs
   at::Tensor last_hidden;                  // [B, T, C] after the final norm
   std::vector<ops::Routing> routing;       // one per layer of a MoH model (all-shared layers have empty indices)
-  at::Tensor load_balance_loss;            // mean over the layers that route, without beta; undefined if none does
+  at::Tensor load_balance_loss;  // if wanted: mean over the layers that route, without beta; undefined if none does
 };
 
-// Every tensor of the model, in the order in which it is saved. lm_head is absent when embeddings are tied.
-std::vector<ParameterSpec> llama_parameters(const LlamaConfig& config);
+// Every tensor of the model, in the order in which it is saved.
+ParameterSpecs llama_parameters(const LlamaConfig& config);
 
 class Llama {
  public:
@@ -72,29 +74,41 @@ class Llama {
 
   const LlamaConfig& config() const { return config_; }
   LlamaConfig& mutable_config() { return config_; }
-  const io::NamedTensors& parameters() const { return parameters_; }
-  std::int64_t num_parameters() const;
-  at::Device device() const { return embedding_.device(); }
+  const io::NamedTensors& parameters() const { return parameters_.tensors(); }
+  std::vector<bool> decays() const { return parameters_.decays(); }
+  std::int64_t num_parameters() const { return parameters_.count(); }
+  at::Device device() const { return parameters_.device(); }
   void to(at::Device device);
-  void set_requires_grad(bool requires_grad);
+  void set_requires_grad(bool requires_grad) { parameters_.set_requires_grad(requires_grad); }
 
  private:
   struct Layer {
-    at::Tensor input_norm, q, k, v, o, post_norm, gate, up, down;
-    std::optional<at::Tensor> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+    layers::MohLayer attention;
+    std::shared_ptr<const layers::Router> router;
+    std::optional<layers::ChoiceOrder> order;
+    layers::Linear gate, up, down;
+    std::optional<at::Tensor> before_attention, after_attention, before_mlp, after_mlp;  // norms
     std::optional<at::Tensor> q_norm, k_norm;
-    RouterWeights router;
   };
   void bind();
-  at::Tensor attention(std::int64_t index, const at::Tensor& x, const layers::RopeTable& rope,
-                       const std::optional<at::Tensor>& bias, const LlamaInput& input, LlamaOutput& output,
-                       std::vector<at::Tensor>& balance_losses) const;
+  // What all layers of a forward pass share.
+  struct Pass {
+    const LlamaInput& input;
+    layers::RopeTable rope, local_rope;
+    std::optional<at::Tensor> bias;
+    std::vector<at::Tensor> balance_losses;
+  };
+  // The heads' outputs from their projections: positions, cache, attention.
+  at::Tensor attend(std::int64_t index, layers::ProjectedHeads heads, const layers::Gates& gates,
+                    const Pass& pass) const;
+  at::Tensor attention(std::int64_t index, const at::Tensor& x, Pass& pass, LlamaOutput& output) const;
 
   LlamaConfig config_;
-  io::NamedTensors parameters_;
+  Parameters parameters_;
   std::vector<Layer> layers_;
-  at::Tensor embedding_, final_norm_, lm_head_;
-  at::Tensor inverse_frequencies_;
+  at::Tensor embedding_, final_norm_;
+  layers::Linear lm_head_;
+  at::Tensor inverse_frequencies_, local_frequencies_;  // the second: of layers with a window, if they differ
 };
 
 }  // namespace moh::models

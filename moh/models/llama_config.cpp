@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "moh/base/error.h"
+#include "moh/layers/routers/router.h"
 #include "moh/models/llama_config_json.h"
 #include "moh/models/llama_family.h"
 
@@ -30,25 +31,37 @@ Json per_layer_json(const std::vector<std::int64_t>& values) {
 
 MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string& where) {
   MOH_CHECK(json.is_object(), "[", where, "] `moh` must be an object, got ", json.type_name());
-  static const std::vector<std::string> known = {"router", "select", "shared_heads", "top_k",           "head_order",
-                                                 "beta",   "gates",  "balance",      "straight_through"};
+  MohConfig moh;
+  const auto text = [&](const char* key, const auto& use) {
+    const auto found = json.find(key);
+    if (found == json.end()) return;
+    MOH_CHECK(found->is_string(), "[", where, "] `moh.", key, "` must be a string, got ", found->dump().substr(0, 80));
+    use(found->get<std::string>());
+  };
+  text("router", [&](const std::string& name) {
+    std::string names;
+    for (const auto& each : layers::router_names()) names += (names.empty() ? "" : ", ") + each;
+    MOH_CHECK(layers::is_router(name), "[", where, "] `moh.router` must be one of ", names, "; got `", name, "`");
+    moh.router = name;
+  });
+  std::vector<std::string> known = {"router", "select", "shared_heads", "top_k",           "head_order",
+                                    "beta",   "gates",  "balance",      "straight_through"};
+  const std::vector<std::string>& own = moh.router->keys;
+  known.insert(known.end(), own.begin(), own.end());
   for (const auto& item : json.items()) {
+    if (std::find(own.begin(), own.end(), item.key()) != own.end()) moh.own[item.key()] = item.value();
     if (std::find(known.begin(), known.end(), item.key()) != known.end()) continue;
     const std::string near = nearest_name(item.key(), known);
     fail("[", where, "] unknown field `moh.", item.key(), "`", near.empty() ? "" : ", did you mean `" + near + "`?");
   }
-  MohConfig moh;
-  const auto text = [&](const char* key, std::string& value) {
-    const auto found = json.find(key);
-    if (found == json.end()) return;
-    MOH_CHECK(found->is_string(), "[", where, "] `moh.", key, "` must be a string, got ", found->dump().substr(0, 80));
-    value = found->get<std::string>();
+  const auto choice = [&](const char* key, auto& value) {
+    text(key,
+         [&](const std::string& name) { layers::parse_name(name, value, where, (std::string("moh.") + key).c_str()); });
   };
-  text("router", moh.router);
-  text("select", moh.select);
-  text("gates", moh.gates);
-  text("balance", moh.balance);
-  text("straight_through", moh.straight_through);
+  choice("select", moh.select);
+  choice("gates", moh.gates);
+  choice("balance", moh.balance);
+  choice("straight_through", moh.straight_through);
   read(json, "beta", moh.beta, where);
   moh.shared_heads = per_layer(json, "shared_heads", num_layers, where);
   moh.top_k = per_layer(json, "top_k", num_layers, where);
@@ -179,6 +192,9 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
   positive("max_position_embeddings", config.max_position_embeddings, std::int64_t{1} << 32);
   MOH_CHECK(config.head_dim % 2 == 0, "[", where, "] `head_dim` must be even for rotary embeddings, got ",
             config.head_dim);
+  MOH_CHECK(config.rotary_size() > 1 && config.rotary_size() % 2 == 0, "[", where,
+            "] `partial_rotary_factor` must leave an even number of dimensions of each head, got ",
+            config.rotary_size());
   MOH_CHECK(config.num_attention_heads % config.num_key_value_heads == 0, "[", where, "] `num_attention_heads` ",
             config.num_attention_heads, " must be a multiple of `num_key_value_heads` ", config.num_key_value_heads);
   MOH_CHECK(config.rms_norm_eps >= 0 && config.rope_theta > 0, "[", where,
@@ -191,17 +207,6 @@ void check_llama_config(const LlamaConfig& config, const std::string& where) {
       "[", where, "] ", config.rope_layers.size(), " rotary flags for ", config.num_hidden_layers, " layers");
   if (!config.moh) return;
   const MohConfig& moh = *config.moh;
-  const auto one_of = [&](const char* key, const std::string& value, const std::vector<std::string>& known) {
-    if (std::find(known.begin(), known.end(), value) != known.end()) return;
-    std::string list;
-    for (const auto& name : known) list += (list.empty() ? "" : ", ") + name;
-    fail("[", where, "] `moh.", key, "` must be one of ", list, "; got `", value, "`");
-  };
-  one_of("router", moh.router, {"norm", "two-stage"});
-  one_of("select", moh.select, {"head", "kv-group"});
-  one_of("gates", moh.gates, {"paper", "authors"});
-  one_of("balance", moh.balance, {"paper", "authors"});
-  one_of("straight_through", moh.straight_through, {"selected", "all", "none"});
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const std::int64_t shared = moh.shared_heads[layer], top_k = moh.top_k[layer];
     MOH_CHECK(shared >= 0 && shared <= config.num_attention_heads, "[", where, "] `moh.shared_heads` of layer ", layer,
@@ -222,15 +227,16 @@ Json llama_config_json(const LlamaConfig& config) {
   if (config.moh) {
     const MohConfig& moh = *config.moh;
     Json object = Json::object();
-    object["router"] = moh.router;
-    object["select"] = moh.select;
+    object["router"] = moh.router.name();
+    object["select"] = layers::name_of(moh.select);
     object["shared_heads"] = per_layer_json(moh.shared_heads);
     object["top_k"] = per_layer_json(moh.top_k);
     if (!moh.head_order.empty()) object["head_order"] = moh.head_order;
     object["beta"] = moh.beta;
-    object["gates"] = moh.gates;
-    object["balance"] = moh.balance;
-    object["straight_through"] = moh.straight_through;
+    object["gates"] = layers::name_of(moh.gates);
+    object["balance"] = layers::name_of(moh.balance);
+    object["straight_through"] = layers::name_of(moh.straight_through);
+    for (const auto& item : moh.own.items()) object[item.key()] = item.value();
     json["moh"] = object;
   } else {
     json.erase("moh");
@@ -240,7 +246,7 @@ Json llama_config_json(const LlamaConfig& config) {
 
 MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, double activated,
                           std::optional<double> shared_share, std::optional<std::int64_t> top_k,
-                          const std::string& router, std::int64_t heads_per_choice) {
+                          layers::RouterKind router, std::int64_t heads_per_choice) {
   MOH_CHECK(activated > 0 && activated <= 1, "[moh] activated must be in (0, 1], got ", activated);
   MOH_CHECK(!shared_share || (*shared_share >= 0 && *shared_share <= 1), "[moh] shared must be in 0..1, got ",
             shared_share.value_or(0));
@@ -264,7 +270,7 @@ MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, doubl
   }
   MohConfig moh;
   moh.router = router;
-  if (heads_per_choice > 1) moh.select = "kv-group";
+  if (heads_per_choice > 1) moh.select = layers::SelectBy::kKvGroup;
   moh.shared_heads.assign(num_layers, (active - routed) * heads_per_choice);
   moh.top_k.assign(num_layers, routed * heads_per_choice);
   return moh;

@@ -8,24 +8,30 @@
 
 #include "moh/base/fields.h"
 #include "moh/layers/rope_scaling.h"
+#include "moh/layers/routers/router_kind.h"
 
 namespace moh::models {
 
 // What config.json holds under `moh`. shared_heads and top_k count heads and have one entry per layer; in the file a
 // single number stands for all layers. A layer with shared_heads + top_k == heads has every head active.
 struct MohConfig {
-  std::string router = "norm";  // "norm": parameter-free, by query norm; "two-stage": trained
-  // What the router selects: "head", or "kv-group", all query heads of one KV head together.
-  std::string select = "head";
+  layers::RouterKind router = "norm";
+  layers::SelectBy select = layers::SelectBy::kHead;
   std::vector<std::int64_t> shared_heads, top_k;
   // Per layer the heads in the router's order: the first shared_heads of them are shared. Empty: as they are numbered.
   std::vector<std::vector<std::int64_t>> head_order;
-  double beta = 0.01;             // weight of the load-balance loss
-  std::string gates = "paper";    // two-stage gates: "paper" or "authors" (spec, section 1)
-  std::string balance = "paper";  // scale of the load-balance loss: "paper" or "authors" (times E)
-  // Norm router: which scores get a gradient, "selected", "all", or "none" as in the authors' published inference code.
-  std::string straight_through = "selected";
+  double beta = 0.01;                                   // weight of the load-balance loss
+  layers::GateForm gates = layers::GateForm::kPaper;    // of the two-stage router (spec, section 1)
+  layers::GateForm balance = layers::GateForm::kPaper;  // the authors' load-balance loss is the paper's times E
+  // Norm router; kNone as in the authors' published inference code.
+  layers::StraightThrough straight_through = layers::StraightThrough::kSelected;
+  Json own = Json::object();  // keys of the router's own
 };
+
+// Where a block normalises: what goes into attention and MLP, what comes out of them, or both.
+enum class NormPlaces { kBefore, kAfter, kAround };
+// RMSNorm over every query and key of a head, or over those of all heads as one vector; before the rotary embedding.
+enum class QueryKeyNorm { kNone, kHead, kProjection };
 
 struct LlamaConfig {
   std::string model_type = "llama";  // a row of llama_family.cpp
@@ -35,9 +41,15 @@ struct LlamaConfig {
   double rms_norm_eps = 1e-6, rope_theta = 10000.0, initializer_range = 0.02;
   layers::RopeScaling rope_scaling;
   bool qkv_bias = false, output_bias = false, mlp_bias = false, tie_word_embeddings = false;
-  bool query_key_norm = false;  // RMSNorm over every query and key, before the rotary embedding
-  double norm_offset = 0.0;     // RMSNorm multiplies by weight + offset
-  double embedding_scale = 1.0;
+  QueryKeyNorm query_key_norm = QueryKeyNorm::kNone;
+  NormPlaces norms = NormPlaces::kBefore;
+  double norm_offset = 0.0;  // RMSNorm multiplies by weight + offset
+  double embedding_scale = 1.0, residual_multiplier = 1.0, logits_divisor = 1.0;
+  double attention_scale = 0.0;                            // 0: 1 / sqrt(head_dim)
+  double attention_soft_cap = 0.0, logits_soft_cap = 0.0;  // x becomes cap * tanh(x / cap); 0: x
+  std::int64_t rotary_dim = 0;             // leading dimensions of a head that the rotary embedding turns; 0: all
+  double rope_local_theta = 0.0;           // of the layers with a window, unscaled; 0: as the others
+  bool fused_projections = false;          // tensors qkv_proj and gate_up_proj instead of their parts
   std::string activation = "silu";         // silu, gelu or gelu_pytorch_tanh
   std::vector<std::int64_t> windows = {};  // per layer: tokens that a token sees, itself included; 0: all. Empty: all 0
   std::vector<bool> rope_layers = {};      // per layer: has a rotary embedding. Empty: all have
@@ -51,10 +63,11 @@ struct LlamaConfig {
   bool is_shared(std::int64_t layer, std::int64_t head) const;
   // Heads that the router takes or leaves together.
   std::int64_t heads_per_choice() const {
-    return moh && moh->select == "kv-group" ? num_attention_heads / num_key_value_heads : 1;
+    return moh && moh->select == layers::SelectBy::kKvGroup ? num_attention_heads / num_key_value_heads : 1;
   }
   std::int64_t window(std::int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   bool has_rope(std::int64_t layer) const { return rope_layers.empty() || rope_layers[layer]; }
+  std::int64_t rotary_size() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
   // (shared + K) / heads over all layers; 1 for a dense model.
   double activated_share() const;
 };
@@ -84,7 +97,7 @@ void check_llama_config(const LlamaConfig& config, const std::string& where);
 // counts are rounded to multiples of it. Errors: shares out of range.
 MohConfig make_moh_config(std::int64_t num_layers, std::int64_t num_heads, double activated,
                           std::optional<double> shared_share, std::optional<std::int64_t> top_k,
-                          const std::string& router, std::int64_t heads_per_choice = 1);
+                          layers::RouterKind router, std::int64_t heads_per_choice = 1);
 
 // Presets: moh-llm-s, moh-llm-b (paper, table 3 and appendix), moh-llm-tiny, moh-llm-mini and their dense twins without
 // `moh-`.

@@ -11,7 +11,7 @@ namespace {
 layers::RopeScaling parse_rope_scaling(const Json& json, const char* key, const std::string& where) {
   layers::RopeScaling scaling;
   MOH_CHECK(json.is_object(), "[", where, "] `", key, "` must be an object or null, got ", json.type_name());
-  for (const auto& [name, value] : json.items()) {  // one object for each kind of layer, as Gemma 3 has
+  for (const auto& [name, value] : json.items()) {  // one object for each kind of layer
     MOH_CHECK(!value.is_object(), "[", where, "] `", key, "` holds an object `", name,
               "`: different rotary embeddings for different layers are not supported");
   }
@@ -35,6 +35,58 @@ layers::RopeScaling parse_rope_scaling(const Json& json, const char* key, const 
                 (scaling.type != "llama3" || scaling.high_freq_factor > scaling.low_freq_factor),
             "[", where, "] `", key, "` ", json.dump().substr(0, 200), " makes no sense");
   return scaling;
+}
+
+// Gemma 3 since transformers 5: `rope_parameters` has one object for layers with a window and one for the others. As
+// transformers 4 had it: rope_theta, rope_local_base_freq, and a rope_scaling of the others alone.
+Json with_one_rope(const Json& json, const LlamaFamily& family, const std::string& where) {
+  const auto found = json.find("rope_parameters");
+  if (family.rope_local_theta == 0 || found == json.end() || !found->is_object() ||
+      !found->contains("full_attention")) {
+    return json;
+  }
+  Json flat = json;
+  flat["rope_parameters"] = (*found)["full_attention"];
+  const Json local = found->value("sliding_attention", Json::object());
+  const Json type = local.is_object() ? local.value("rope_type", Json("default")) : Json();
+  MOH_CHECK(type == "default", "[", where, "] `rope_parameters.sliding_attention` must be of type default, got ",
+            local.dump().substr(0, 80));
+  if (local.contains("rope_theta")) flat["rope_local_base_freq"] = local["rope_theta"];
+  return flat;
+}
+
+// Null says 0, silence what the family assumes.
+double parse_cap(const Json& json, const char* key, double silent, const std::string& where) {
+  double cap = json.contains(key) ? 0 : silent;
+  read(json, key, cap, where);
+  MOH_CHECK(cap >= 0 && std::isfinite(cap), "[", where, "] `", key, "` must be positive or null, got ", cap);
+  return cap;
+}
+
+void parse_scales(const Json& json, const LlamaFamily& family, LlamaConfig& config, const std::string& where) {
+  const auto positive = [&](const char* key, double value) {
+    MOH_CHECK(value > 0 && std::isfinite(value), "[", where, "] `", key, "` must be positive, got ", value);
+    return value;
+  };
+  if (family.scaled_embedding) config.embedding_scale = std::sqrt(static_cast<double>(config.hidden_size));
+  if (family.query_scalar > 0) {
+    double scalar = family.query_scalar;
+    read(json, "query_pre_attn_scalar", scalar, where);
+    config.attention_scale = 1 / std::sqrt(positive("query_pre_attn_scalar", scalar));
+    config.attention_soft_cap = parse_cap(json, "attn_logit_softcapping", family.attention_soft_cap, where);
+    config.logits_soft_cap = parse_cap(json, "final_logit_softcapping", family.logits_soft_cap, where);
+  }
+  if (family.multipliers) {
+    config.attention_scale = 1;
+    read(json, "embedding_multiplier", config.embedding_scale, where);
+    read(json, "attention_multiplier", config.attention_scale, where);
+    read(json, "residual_multiplier", config.residual_multiplier, where);
+    read(json, "logits_scaling", config.logits_divisor, where);
+    positive("embedding_multiplier", config.embedding_scale);
+    positive("attention_multiplier", config.attention_scale);
+    positive("residual_multiplier", config.residual_multiplier);
+    positive("logits_scaling", config.logits_divisor);
+  }
 }
 
 std::string parse_activation(const Json& json, const LlamaFamily& family, const std::string& where) {
@@ -76,7 +128,7 @@ std::vector<std::int64_t> parse_windows(const Json& json, const LlamaFamily& fam
   std::int64_t window = family.sliding_window;
   if (const auto found = json.find("sliding_window"); found != json.end() && found->is_null()) window = 0;
   read(json, "sliding_window", window, where);
-  bool used = family.window == WindowRule::kEveryLayer;
+  bool used = family.window == WindowRule::kEveryLayer || family.window == WindowRule::kPattern;
   if (!used) read(json, "use_sliding_window", used, where);
   if (!used) window = 0;
   MOH_CHECK(window >= 0, "[", where, "] `sliding_window` must be positive or null, got ", window);
@@ -98,6 +150,13 @@ std::vector<std::int64_t> parse_windows(const Json& json, const LlamaFamily& fam
                 " model has the sliding window");
       if (sliding) windows[i] = window;
     }
+    return windows;
+  }
+  if (family.window == WindowRule::kPattern) {
+    std::int64_t pattern = family.window_pattern;
+    read(json, "sliding_window_pattern", pattern, where);
+    MOH_CHECK(pattern > 0, "[", where, "] `sliding_window_pattern` must be positive, got ", pattern);
+    for (std::int64_t i = 0; i < num_layers; ++i) windows[i] = (i + 1) % pattern != 0 ? window : 0;
     return windows;
   }
   std::int64_t first = 0;
@@ -128,6 +187,22 @@ Json eos_json(const std::vector<std::int64_t>& ids) { return ids.size() == 1 ? J
 void write_family_keys(const LlamaConfig& config, const LlamaFamily& family, Json& json) {
   if (family.qkv_bias == Bias::kByKey) json["attention_bias"] = config.qkv_bias;
   if (family.mlp_bias == Bias::kByKey) json["mlp_bias"] = config.mlp_bias;
+  if (family.partial_rotary) {
+    json["partial_rotary_factor"] = static_cast<double>(config.rotary_size()) / static_cast<double>(config.head_dim);
+  }
+  if (family.multipliers) {
+    json["embedding_multiplier"] = config.embedding_scale;
+    json["attention_multiplier"] = config.attention_scale;
+    json["residual_multiplier"] = config.residual_multiplier;
+    json["logits_scaling"] = config.logits_divisor;
+  }
+  if (family.query_scalar > 0) {
+    const auto cap = [](double value) { return value > 0 ? Json(value) : Json(nullptr); };
+    json["query_pre_attn_scalar"] = 1 / (config.attention_scale * config.attention_scale);
+    json["attn_logit_softcapping"] = cap(config.attention_soft_cap);
+    json["final_logit_softcapping"] = cap(config.logits_soft_cap);
+  }
+  if (family.rope_local_theta > 0) json["rope_local_base_freq"] = config.rope_local_theta;
   if (family.nope_interval > 0) {
     for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) json["no_rope_layers"].push_back(config.has_rope(i));
     for (auto& item : json["no_rope_layers"]) item = item.get<bool>() ? 1 : 0;
@@ -137,7 +212,7 @@ void write_family_keys(const LlamaConfig& config, const LlamaFamily& family, Jso
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) window = std::max(window, config.window(i));
   json["sliding_window"] = window > 0 ? Json(window) : Json(nullptr);
   if (family.window == WindowRule::kEveryLayer) return;
-  json["use_sliding_window"] = window > 0;
+  if (family.window != WindowRule::kPattern) json["use_sliding_window"] = window > 0;
   for (std::int64_t i = 0; i < config.num_hidden_layers; ++i) {
     json["layer_types"].push_back(config.window(i) > 0 ? "sliding_attention" : "full_attention");
   }
@@ -154,13 +229,14 @@ std::vector<std::int64_t> parse_eos_token_id(const Json& json, const std::string
   return ids;
 }
 
-LlamaConfig parse_model_part(const Json& json, const std::string& where) {
-  const auto type = json.find("model_type");
-  MOH_CHECK(type != json.end() && type->is_string(), "[", where, "] `model_type` is missing");
+LlamaConfig parse_model_part(const Json& source, const std::string& where) {
+  const auto type = source.find("model_type");
+  MOH_CHECK(type != source.end() && type->is_string(), "[", where, "] `model_type` is missing");
   const LlamaFamily* found = find_llama_family(type->get<std::string>());
   MOH_CHECK(found != nullptr, "[", where, "] model_type ", type->dump(),
             " is not supported; supported: ", llama_family_names());
   const LlamaFamily& family = *found;
+  const Json json = with_one_rope(source, family, where);
   const auto quantization = json.find("quantization_config");
   MOH_CHECK(quantization == json.end() || quantization->is_null(), "[", where,
             "] the weights are quantised (`quantization_config`), which is not supported; use the bf16 or fp16 model");
@@ -173,7 +249,7 @@ LlamaConfig parse_model_part(const Json& json, const std::string& where) {
   }
 
   LlamaConfig config;
-  config.source = json;
+  config.source = source;
   config.model_type = family.model_type;
   read(json, "vocab_size", config.vocab_size, where);
   read(json, "hidden_size", config.hidden_size, where);
@@ -192,6 +268,7 @@ LlamaConfig parse_model_part(const Json& json, const std::string& where) {
   read(json, "head_dim", config.head_dim, where);
   config.max_position_embeddings = family.max_position_embeddings;
   read(json, "max_position_embeddings", config.max_position_embeddings, where);
+  config.rms_norm_eps = family.rms_norm_eps;
   read(json, "rms_norm_eps", config.rms_norm_eps, where);
   read(json, "initializer_range", config.initializer_range, where);
   config.tie_word_embeddings = family.tie_word_embeddings;
@@ -210,7 +287,11 @@ LlamaConfig parse_model_part(const Json& json, const std::string& where) {
     read(*scaling, "rope_theta", config.rope_theta, where);
     read(*scaling, "partial_rotary_factor", rotated, where);
   }
-  MOH_CHECK(rotated == 1, "[", where, "] `partial_rotary_factor` other than 1 is not supported, got ", rotated);
+  MOH_CHECK(rotated == 1 || (family.partial_rotary && rotated > 0 && rotated < 1), "[", where,
+            "] `partial_rotary_factor` ", rotated, " is not supported for ", family.model_type);
+  if (rotated != 1) config.rotary_dim = static_cast<std::int64_t>(static_cast<double>(config.head_dim) * rotated);
+  config.rope_local_theta = family.rope_local_theta;
+  read(json, "rope_local_base_freq", config.rope_local_theta, where);
 
   config.activation = parse_activation(json, family, where);
   config.qkv_bias = has_bias(family.qkv_bias, json, "attention_bias", where);
@@ -218,7 +299,9 @@ LlamaConfig parse_model_part(const Json& json, const std::string& where) {
   config.mlp_bias = has_bias(family.mlp_bias, json, "mlp_bias", where);
   config.query_key_norm = family.query_key_norm;
   config.norm_offset = family.norm_offset;
-  config.embedding_scale = family.scaled_embedding ? std::sqrt(static_cast<double>(config.hidden_size)) : 1.0;
+  config.norms = family.norms;
+  config.fused_projections = family.fused_projections;
+  parse_scales(json, family, config, where);
   config.rope_layers = parse_rope_layers(json, family, config.num_hidden_layers, where);
   config.windows = parse_windows(json, family, config, where);
   return config;

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "moh/layers/routers/router.h"
 #include "moh/models/llama.h"
 
 namespace moh::models {
@@ -9,13 +10,12 @@ namespace moh::models {
 LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64_t bytes_per_element) {
   LlamaCost cost;
   double matrices = 0;  // parameters of matrices that multiply every token
-  for (const ParameterSpec& spec : llama_parameters(config)) {
+  const ParameterSpecs specs = llama_parameters(config);
+  cost.parameters = parameter_count(specs);
+  for (const ParameterSpec& spec : specs) {
     const auto count = std::accumulate(spec.shape.begin(), spec.shape.end(), std::int64_t{1}, std::multiplies<>());
-    cost.parameters += count;
     if (spec.shape.size() == 2 && spec.name != "model.embed_tokens.weight") matrices += static_cast<double>(count);
   }
-  const auto embedding = static_cast<double>(config.vocab_size * config.hidden_size);
-  if (config.tie_word_embeddings) matrices += embedding;  // used as the output matrix
 
   const auto heads = static_cast<double>(config.num_attention_heads), head_dim = static_cast<double>(config.head_dim);
   const double projection = static_cast<double>(config.hidden_size) * head_dim;  // Q rows or O columns of one head
@@ -25,7 +25,7 @@ LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64
     const auto w = static_cast<double>(window), n = static_cast<double>(context);
     return 2 * 2 * head_dim * (w * (w + 1) / 2 + (n - w) * w) / n;
   };
-  const bool skips_query = config.moh && config.moh->router == "two-stage";
+  const bool skips_query = config.moh && !config.moh->router->needs_query;
   double idle_parameters = 0, attention = 0, dense_attention = 0;
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto active =

@@ -21,7 +21,7 @@ std::string modeling_file(const LlamaFamily& family) {
   const std::string architecture = family.architecture;
   const std::string prefix = architecture.substr(0, architecture.find("ForCausalLM"));
   replace_all(text, "LlamaForCausalLM", architecture);
-  replace_all(text, "LlamaConfig", prefix + "Config");
+  replace_all(text, "LlamaConfig", family.config_class != nullptr ? family.config_class : prefix + "Config");
   replace_all(text, std::string(kExportPrefix) + "llama", std::string(kExportPrefix) + family.model_type);
   return text;
 }
@@ -29,8 +29,15 @@ std::string modeling_file(const LlamaFamily& family) {
 }  // namespace
 
 void export_llama(const Llama& model, const std::string& folder) {
+  const LlamaConfig& config = model.config();
+  if (config.moh) {
+    MOH_CHECK(!config.fused_projections, "[export] a MoH model of the family ", config.model_type,
+              " cannot be exported: its queries, keys and values share one tensor");
+    MOH_CHECK(config.attention_soft_cap == 0, "[export] a MoH model of the family ", config.model_type,
+              " cannot be exported: its attention scores are soft-capped");
+  }
   model.save(folder);
-  if (!model.config().moh) return;
+  if (!config.moh) return;
   const LlamaFamily* family = find_llama_family(model.config().model_type);
   MOH_CHECK(family != nullptr, "[export] unknown family `", model.config().model_type, "`");
   Json json = io::load_config(folder);

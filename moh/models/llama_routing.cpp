@@ -9,9 +9,7 @@
 
 namespace moh::models {
 
-using at::Tensor;
-
-std::optional<ChoiceOrder> choice_order(const LlamaConfig& config, std::int64_t layer, at::Device device) {
+std::optional<layers::ChoiceOrder> choice_order(const LlamaConfig& config, std::int64_t layer, at::Device device) {
   if (!config.moh || config.moh->head_order.empty()) return std::nullopt;
   const std::vector<std::int64_t>& heads = config.moh->head_order[layer];
   const std::int64_t group = config.heads_per_choice(), count = static_cast<std::int64_t>(heads.size()) / group;
@@ -21,33 +19,24 @@ std::optional<ChoiceOrder> choice_order(const LlamaConfig& config, std::int64_t 
     place[order[i]] = i;
   }
   const at::TensorOptions options(at::kLong);
-  return ChoiceOrder{at::tensor(order, options).to(device), at::tensor(place, options).to(device)};
+  return layers::ChoiceOrder{at::tensor(order, options).to(device), at::tensor(place, options).to(device)};
 }
 
-ops::Routing route_layer(const LlamaConfig& config, std::int64_t layer, const Tensor& input, const Tensor& query,
-                         const RouterWeights& weights) {
+layers::RouterSetting router_setting(const LlamaConfig& config, std::int64_t layer, const layers::ChoiceOrder* order) {
   const MohConfig& moh = *config.moh;
-  const std::int64_t group = config.heads_per_choice(), choices = config.num_attention_heads / group;
-  const std::int64_t shared = moh.shared_heads[layer] / group, top_k = moh.top_k[layer] / group;
-  const auto order = weights.order ? weights.order : choice_order(config, layer, input.device());
-
-  ops::Routing routing;
-  if (moh.router == "norm") {
-    Tensor scored = group == 1 ? query : query.reshape({query.size(0), query.size(1), choices, -1});
-    if (order) scored = scored.index_select(2, order->order);
-    // Two norms always differ by the same multiple of their standard deviation.
-    const bool few = moh.select == "kv-group" && choices - shared <= 2;
-    routing = ops::route_query_norm(scored, shared, top_k, few ? "mean" : "deviation");
-  } else {
-    routing = ops::route_two_stage(input, weights.wg, weights.wg_1, weights.wg_0, choices, shared, top_k, moh.gates);
-  }
-  if (order) routing.gates = routing.gates.index_select(-1, order->place);
-  if (group > 1) {
-    auto sizes = routing.gates.sizes().vec();
-    sizes.back() = choices * group;
-    routing.gates = routing.gates.unsqueeze(-1).expand({-1, -1, -1, group}).reshape(sizes);
-  }
-  return routing;
+  layers::RouterSetting setting;
+  setting.hidden = config.hidden_size;
+  setting.group = config.heads_per_choice();
+  setting.choices = config.num_attention_heads / setting.group;
+  setting.shared = moh.shared_heads[layer] / setting.group;
+  setting.top_k = moh.top_k[layer] / setting.group;
+  setting.select = moh.select;
+  setting.gates = moh.gates;
+  setting.balance = moh.balance;
+  setting.straight_through = moh.straight_through;
+  setting.order = order;
+  setting.own = &moh.own;
+  return setting;
 }
 
 void set_top_k(LlamaConfig& config, std::int64_t top_k) {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <unordered_set>
 
 #include "moh/base/error.h"
 
@@ -66,12 +67,12 @@ class ParameterList {
     }
     residual(name + ".resnets.1", channels, channels);
   }
-  std::vector<VaeParameter> take() { return std::move(all_); }
+  ParameterSpecs take() { return std::move(all_); }
 
  private:
   void add(const std::string& name, std::vector<std::int64_t> shape) { all_.push_back({name, std::move(shape)}); }
   const VaeConfig& config_;
-  std::vector<VaeParameter> all_;
+  ParameterSpecs all_;
 };
 
 }  // namespace
@@ -115,7 +116,7 @@ VaeConfig parse_vae_config(const Json& json, const std::string& where) {
   return config;
 }
 
-std::vector<VaeParameter> vae_parameters(const VaeConfig& config) {
+ParameterSpecs vae_parameters(const VaeConfig& config) {
   ParameterList list(config);
   const auto& channels = config.block_out_channels;
   const auto levels = static_cast<std::int64_t>(channels.size());
@@ -150,25 +151,19 @@ std::vector<VaeParameter> vae_parameters(const VaeConfig& config) {
   return list.take();
 }
 
-Vae::Vae(VaeConfig config, const io::NamedTensors& tensors) : config_(std::move(config)) {
-  std::unordered_map<std::string, Tensor> by_name;
-  for (const auto& [name, tensor] : tensors) by_name.emplace(present_name(name), tensor);
-  for (const VaeParameter& wanted : vae_parameters(config_)) {
-    const auto found = by_name.find(wanted.name);
-    MOH_CHECK(found != by_name.end(), "[vae] tensor `", wanted.name, "` is missing");
-    Tensor tensor = found->second;
-    const bool is_matrix = wanted.shape.size() == 2;
-    if (is_matrix && tensor.dim() == 4 && tensor.size(2) == 1 && tensor.size(3) == 1) {
-      tensor = tensor.flatten(1);  // attention as 1 x 1 convolutions, in old folders
-    }
-    MOH_CHECK(tensor.sizes() == at::IntArrayRef(wanted.shape) && at::isFloatingType(tensor.scalar_type()),
-              "[vae] tensor `", wanted.name, "` must be ", at::IntArrayRef(wanted.shape), " by config.json, got ",
-              tensor.sizes());
-    tensors_.emplace(wanted.name, tensor.to(at::kFloat));
-    by_name.erase(found);
+Vae::Vae(VaeConfig config, io::NamedTensors tensors) : config_(std::move(config)) {
+  ParameterSpecs specs = vae_parameters(config_);
+  std::unordered_set<std::string> matrices;
+  for (const ParameterSpec& spec : specs) {
+    if (spec.shape.size() == 2) matrices.insert(spec.name);
   }
-  MOH_CHECK(by_name.empty(), "[vae] tensor `", by_name.empty() ? "" : by_name.begin()->first,
-            "` has no place in the autoencoder of config.json");
+  for (auto& [name, tensor] : tensors) {
+    name = present_name(name);
+    const bool is_point = tensor.dim() == 4 && tensor.size(2) == 1 && tensor.size(3) == 1;
+    if (is_point && matrices.contains(name)) tensor = tensor.flatten(1);  // attention as convolutions, in old folders
+    if (at::isFloatingType(tensor.scalar_type())) tensor = tensor.to(at::kFloat);
+  }
+  parameters_ = Parameters({.model = "vae"}, std::move(specs), std::move(tensors));
 }
 
 Vae Vae::load(const std::string& folder) {
@@ -177,14 +172,10 @@ Vae Vae::load(const std::string& folder) {
   return Vae(std::move(config), io::load_tensors(std::filesystem::exists(diffusers) ? diffusers : folder));
 }
 
-void Vae::to(at::Device device) {
-  for (auto& [name, tensor] : tensors_) tensor = tensor.to(device);
-}
-
 std::string Vae::fingerprint() const {
-  double sum = 0;  // in the order of the names, so that it is the same every time
-  for (const VaeParameter& parameter : vae_parameters(config_)) {
-    const Tensor values = tensor(parameter.name).to(at::kDouble).flatten();
+  double sum = 0;  // in the order of the list, so that it is the same every time
+  for (const auto& [name, tensor] : parameters_.tensors()) {
+    const Tensor values = tensor.to(at::kDouble).flatten();
     const Tensor weights = at::linspace(1.0, 2.0, values.numel(), values.options());
     sum = sum * 0.75 + (values * weights).sum().item<double>();
   }
@@ -192,24 +183,25 @@ std::string Vae::fingerprint() const {
 }
 
 Tensor Vae::conv(const std::string& name, const Tensor& x, std::int64_t stride, std::int64_t padding) const {
-  return at::conv2d(x, tensor(name + ".weight"), tensor(name + ".bias"), stride, padding);
+  return at::conv2d(x, parameters_[name + ".weight"], parameters_[name + ".bias"], stride, padding);
 }
 
 Tensor Vae::norm(const std::string& name, const Tensor& x) const {
-  return at::group_norm(x, config_.norm_num_groups, tensor(name + ".weight"), tensor(name + ".bias"), kNormEps);
+  return at::group_norm(x, config_.norm_num_groups, parameters_[name + ".weight"], parameters_[name + ".bias"],
+                        kNormEps);
 }
 
 Tensor Vae::residual(const std::string& name, const Tensor& x) const {
   Tensor hidden = conv(name + ".conv1", at::silu(norm(name + ".norm1", x)), 1, 1);
   hidden = conv(name + ".conv2", at::silu(norm(name + ".norm2", hidden)), 1, 1);
-  const bool widens = tensors_.contains(name + ".conv_shortcut.weight");
+  const bool widens = parameters_.find(name + ".conv_shortcut.weight").has_value();
   return (widens ? conv(name + ".conv_shortcut", x, 1, 0) : x) + hidden;
 }
 
 Tensor Vae::attention(const std::string& name, const Tensor& x) const {
   const Tensor tokens = norm(name + ".group_norm", x).flatten(2).transpose(1, 2);  // [N, H W, C]
   const auto project = [&](const char* part, const Tensor& in) {
-    return at::linear(in, tensor(name + part + ".weight"), tensor(name + part + ".bias"));
+    return parameters_.linear(name + part, layers::Product::kPlain)(in);
   };
   const Tensor query = project(".to_q", tokens), key = project(".to_k", tokens), value = project(".to_v", tokens);
   // One head as wide as the channels.

@@ -11,11 +11,11 @@
 
 #include <cstdint>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "moh/base/fields.h"
 #include "moh/io/checkpoint.h"
+#include "moh/models/parameters.h"
 
 namespace moh::models {
 
@@ -40,7 +40,7 @@ class Vae {
  public:
   // Takes the tensors by name (those of old folders, where attention was called query, key, value, proj_attn, too); an
   // Error names what is missing, left over, or of the wrong shape.
-  Vae(VaeConfig config, const io::NamedTensors& tensors);
+  Vae(VaeConfig config, io::NamedTensors tensors);
   static Vae load(const std::string& folder);
 
   // pictures [N, in, H, W] in [-1, 1], H and W multiples of the reduction.
@@ -52,7 +52,7 @@ class Vae {
   const VaeConfig& config() const { return config_; }
   // A number that tells these weights from others.
   std::string fingerprint() const;
-  void to(at::Device device);
+  void to(at::Device device) { parameters_.to(device); }
 
  private:
   at::Tensor conv(const std::string& name, const at::Tensor& x, std::int64_t stride, std::int64_t padding) const;
@@ -60,16 +60,11 @@ class Vae {
   at::Tensor residual(const std::string& name, const at::Tensor& x) const;
   at::Tensor attention(const std::string& name, const at::Tensor& x) const;
   at::Tensor middle(const std::string& name, at::Tensor x) const;
-  const at::Tensor& tensor(const std::string& name) const { return tensors_.at(name); }
 
   VaeConfig config_;
-  std::unordered_map<std::string, at::Tensor> tensors_;
+  Parameters parameters_;
 };
 
-struct VaeParameter {
-  std::string name;
-  std::vector<std::int64_t> shape;
-};
-std::vector<VaeParameter> vae_parameters(const VaeConfig& config);
+ParameterSpecs vae_parameters(const VaeConfig& config);
 
 }  // namespace moh::models

@@ -13,7 +13,7 @@
 
 #include "moh/io/checkpoint.h"
 #include "moh/layers/vit_attention.h"
-#include "moh/models/parameter.h"
+#include "moh/models/parameters.h"
 #include "moh/models/vit_config.h"
 #include "moh/ops/routing.h"
 
@@ -22,9 +22,6 @@ namespace moh::models {
 struct VitInput {
   at::Tensor images;      // [B, 3, height, width], normalised; any size
   bool training = false;  // drop path, drawn from the default generator, and the load-balance losses
-  // Step by step as the authors' PyTorch code: every head computed, then multiplied by its gate; convolutions on
-  // channels-first maps; position bias made anew each time. The same numbers, slower; to compare with.
-  bool authors_form = false;
 };
 
 struct VitOutput {
@@ -40,7 +37,11 @@ struct VitOutput {
 };
 
 // Every tensor of the model, in the order in which it is saved, with the authors' names and shapes.
-std::vector<ParameterSpec> vit_parameters(const VitConfig& config);
+ParameterSpecs vit_parameters(const VitConfig& config);
+
+// The router of every layer that has one, and what it has to know in a stage.
+constexpr const char* kVitRouter = "two-stage";
+layers::RouterSetting vit_router_setting(const VitConfig& config, std::size_t stage);
 
 class Vit {
  public:
@@ -62,11 +63,12 @@ class Vit {
   const VitConfig& config() const { return config_; }
   // Pictures of another size from now on; position tables are made anew, for distances as the weights know them.
   void set_image_size(std::int64_t pixels);
-  const io::NamedTensors& parameters() const { return parameters_; }
-  std::int64_t num_parameters() const;
-  at::Device device() const;
+  const io::NamedTensors& parameters() const { return parameters_.tensors(); }
+  std::vector<bool> decays() const { return parameters_.decays(); }
+  std::int64_t num_parameters() const { return parameters_.count(); }
+  at::Device device() const { return parameters_.device(); }
   void to(at::Device device);
-  void set_requires_grad(bool requires_grad);
+  void set_requires_grad(bool requires_grad) { parameters_.set_requires_grad(requires_grad); }
 
   // What attention in a stage knows of a map of this size.
   const layers::VitPlace& place(std::size_t stage, layers::MapSize map) const;
@@ -81,7 +83,8 @@ class Vit {
     std::string name;
     at::Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias;
     layers::VitAttentionWeights attention;
-    at::Tensor fc1_weight, fc1_bias, conv_weight, conv_bias, fc2_weight, fc2_bias;
+    layers::Linear fc1, fc2;
+    at::Tensor conv_weight, conv_bias;
     double drop_path = 0;
   };
   struct Stage {
@@ -91,15 +94,15 @@ class Vit {
   struct Cache;  // what follows from map sizes and, without gradients, from weights
 
   void bind();
-  at::Tensor position_bias(const Block& block, const layers::VitPlace& place, bool reuse) const;
+  at::Tensor position_bias(const Block& block, const layers::VitPlace& place) const;
   at::Tensor attend(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
                     const VitInput& input, VitOutput& output) const;
-  at::Tensor mlp(const Block& block, const at::Tensor& x, layers::MapSize map, bool authors_form) const;
+  at::Tensor mlp(const Block& block, const at::Tensor& x, layers::MapSize map) const;
 
   VitConfig config_;
-  io::NamedTensors parameters_;
+  Parameters parameters_;
   std::vector<Stage> stages_;
-  at::Tensor head_weight_, head_bias_;
+  layers::Linear head_;
   std::shared_ptr<Cache> cache_;
 };
 

@@ -8,11 +8,7 @@ namespace moh::models {
 
 VitCost vit_cost(const VitConfig& config, std::int64_t image_size) {
   VitCost cost;
-  for (const ParameterSpec& spec : vit_parameters(config)) {
-    std::int64_t count = 1;
-    for (const std::int64_t size : spec.shape) count *= size;
-    cost.parameters += count;
-  }
+  cost.parameters = parameter_count(vit_parameters(config));
   double always = 0, per_head = 0, active = 0, unused = 0;  // multiply-adds; unused: parameters
   double channels = 3;
   for (std::size_t i = 0; i < config.embed_dims.size(); ++i) {

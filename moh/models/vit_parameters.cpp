@@ -23,8 +23,19 @@ bool decays(const std::string& name, const std::vector<std::int64_t>& shape) {
 
 }  // namespace
 
-std::vector<ParameterSpec> vit_parameters(const VitConfig& config) {
-  std::vector<ParameterSpec> specs;
+layers::RouterSetting vit_router_setting(const VitConfig& config, std::size_t stage) {
+  layers::RouterSetting setting;
+  setting.hidden = config.embed_dims[stage];
+  setting.choices = config.num_heads[stage];
+  setting.shared = config.shared_heads(stage);
+  setting.top_k = config.top_k(stage);
+  setting.gates = setting.balance = layers::GateForm::kAuthors;
+  setting.two_stage = !config.moh || config.moh->two_stage;
+  return setting;
+}
+
+ParameterSpecs vit_parameters(const VitConfig& config) {
+  ParameterSpecs specs;
   const auto tensor = [&](const std::string& name, std::vector<std::int64_t> shape) {
     const bool does = decays(name, shape);
     specs.push_back({name, std::move(shape), does});
@@ -63,11 +74,10 @@ std::vector<ParameterSpec> vit_parameters(const VitConfig& config) {
       }
       with_bias(attention + "cpb_fc1", {kBiasHidden, 2});
       with_bias(attention + "cpb_fc2", {heads, kBiasHidden});
-      if (config.moh) {  // the matrices that each case needs: spec, section 1
-        const std::int64_t shared = config.shared_heads(i), top_k = config.top_k(i);
-        if (top_k > 0) tensor(attention + "wg.weight", {heads - shared, dim});
-        if (shared > 0 && top_k > 0 && config.moh->two_stage) tensor(attention + "wg_0.weight", {2, dim});
-        if (shared > 1) tensor(attention + "wg_1.weight", {shared, dim});
+      if (config.moh) {
+        for (auto& each : layers::router_tensors_by_name(kVitRouter, vit_router_setting(config, i))) {
+          tensor(attention + each.name, std::move(each.shape));
+        }
       }
       with_bias(prefix + "norm2", {dim});
       const std::int64_t hidden = config.mlp_hidden(i);
@@ -84,26 +94,23 @@ std::vector<ParameterSpec> vit_parameters(const VitConfig& config) {
 Vit Vit::initialize(const VitConfig& config, std::uint64_t seed) {
   check_vit_config(config, "vit");
   const at::Generator generator = at::detail::createCPUGenerator(seed);
-  io::NamedTensors tensors;
-  for (const ParameterSpec& spec : vit_parameters(config)) {
-    at::Tensor tensor = at::zeros(spec.shape, at::TensorOptions(at::kFloat));
-    const auto ends = [&](const char* ending) { return spec.name.ends_with(ending); };
-    if (ends("temperature")) {
-      tensor.fill_(std::log(std::exp(1 / 0.24) - 1));  // softplus gives 1 / 0.24
-    } else if (ends("relative_pos_bias_local")) {
-      tensor.normal_(0.0, 0.0004, generator);
-    } else if (tensor.dim() == 4) {  // convolutions, by fan-out
-      const bool depthwise = spec.shape[1] == 1;
-      const double fan_out = static_cast<double>(spec.shape[2] * spec.shape[3] * (depthwise ? 1 : spec.shape[0]));
-      tensor.normal_(0.0, std::sqrt(2.0 / fan_out), generator);
-    } else if (tensor.dim() == 1) {
-      if (ends(".weight")) tensor.fill_(1.0);  // of norms
-    } else if (!ends("learnable_bias")) {
-      tensor.normal_(0.0, 0.02, generator);
-    }
-    tensors.emplace_back(spec.name, tensor);
-  }
-  return Vit(config, std::move(tensors));
+  return Vit(config, draw_parameters(vit_parameters(config), [&](const ParameterSpec& spec, at::Tensor& tensor) {
+               const auto ends = [&](const char* ending) { return spec.name.ends_with(ending); };
+               if (ends("temperature")) {
+                 tensor.fill_(std::log(std::exp(1 / 0.24) - 1));  // softplus gives 1 / 0.24
+               } else if (ends("relative_pos_bias_local")) {
+                 tensor.normal_(0.0, 0.0004, generator);
+               } else if (tensor.dim() == 4) {  // convolutions, by fan-out
+                 const bool depthwise = spec.shape[1] == 1;
+                 const double fan_out =
+                     static_cast<double>(spec.shape[2] * spec.shape[3] * (depthwise ? 1 : spec.shape[0]));
+                 tensor.normal_(0.0, std::sqrt(2.0 / fan_out), generator);
+               } else if (tensor.dim() == 1) {
+                 if (ends(".weight")) tensor.fill_(1.0);  // of norms
+               } else if (!ends("learnable_bias")) {
+                 tensor.normal_(0.0, 0.02, generator);
+               }
+             }));
 }
 
 }  // namespace moh::models

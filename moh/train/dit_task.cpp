@@ -49,10 +49,6 @@ DitTask::DitTask(models::Dit model, std::shared_ptr<const data::PictureSource> t
   model_.set_requires_grad(true);
 }
 
-std::vector<bool> DitTask::decays() const {
-  return std::vector<bool>(model_.parameters().size(), true);  // the paper decays nothing: --weight-decay is 0
-}
-
 DitTask::Batch DitTask::batch(const data::PictureSource& source, const std::vector<std::int64_t>& indices,
                               std::uint64_t seed, std::int64_t position, bool training) const {
   const auto& config = model_.config();
@@ -80,7 +76,7 @@ BatchLoss DitTask::loss_of(const Batch& batch) const {
   models::DitOutput output;
   {
     const ops::Autocast autocast(options_.autocast, model_.device().type());
-    output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels);
+    output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels, /*balance_loss=*/true);
   }
   const auto terms = diffusion::training_loss(
       schedule_, output.y, batch.x_start, x_t, batch.t, batch.noise,
@@ -123,7 +119,7 @@ std::optional<Validation> DitTask::validate() {
   return result;
 }
 
-void DitTask::save_model(const std::string& folder) const { models::save_dit(model_, folder); }
+void DitTask::save_model(const std::string& folder) const { model_.save(folder); }
 
 void DitTask::illustrate(const std::string& folder, std::int64_t step, const io::NamedTensors* averaged) const {
   if (!options_.illustrate) return;

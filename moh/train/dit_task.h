@@ -32,7 +32,8 @@ class DitTask : public Task {
           std::shared_ptr<const data::PictureSource> valid, DitTaskOptions options);
 
   const io::NamedTensors& parameters() const override { return model_.parameters(); }
-  std::vector<bool> decays() const override;
+  // The paper decays nothing: --weight-decay is 0.
+  std::vector<bool> decays() const override { return model_.decays(); }
   std::string unit() const override { return "images"; }
   BatchLoss loss(std::int64_t position, std::int64_t count) override;
   std::optional<Validation> validate() override;

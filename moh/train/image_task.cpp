@@ -138,12 +138,6 @@ ImageTask::ImageTask(models::Vit model, data::ImageFolder train, std::optional<d
 
 ImageTask::~ImageTask() = default;
 
-std::vector<bool> ImageTask::decays() const {
-  std::vector<bool> decays;
-  for (const auto& spec : models::vit_parameters(model_.config())) decays.push_back(spec.decays);
-  return decays;
-}
-
 std::int64_t ImageTask::picture_at(std::int64_t position) { return loader_->picture_at(position); }
 
 std::vector<std::string> ImageTask::skipped() const {

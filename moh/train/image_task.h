@@ -30,7 +30,7 @@ class ImageTask : public Task {
   ~ImageTask() override;
 
   const io::NamedTensors& parameters() const override { return model_.parameters(); }
-  std::vector<bool> decays() const override;
+  std::vector<bool> decays() const override { return model_.decays(); }
   std::string unit() const override { return "images"; }
   BatchLoss loss(std::int64_t position, std::int64_t count) override;
   std::optional<Validation> validate() override;

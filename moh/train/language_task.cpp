@@ -47,12 +47,6 @@ LanguageTask::LanguageTask(models::Llama model, data::TokenStream train, std::op
   if (teacher_) teacher_->set_requires_grad(false);
 }
 
-std::vector<bool> LanguageTask::decays() const {
-  std::vector<bool> decays;
-  for (const auto& spec : models::llama_parameters(model_.config())) decays.push_back(spec.decays);
-  return decays;
-}
-
 namespace {
 
 // Squared distance of the hidden states after every layer, relative to the teacher's squared size, mean over layers.
@@ -87,7 +81,7 @@ BatchLoss LanguageTask::loss(std::int64_t position, std::int64_t count) {
   const Tensor targets = ids.narrow(1, 1, options_.sequence).reshape({-1});
   const ops::Autocast autocast(options_.autocast, model_.device().type());
   const bool with_hidden = teacher_ && options_.distill_hidden > 0;
-  const auto output = forward(position, {.ids = inputs, .keep_hidden = with_hidden});
+  const auto output = forward(position, {.ids = inputs, .keep_hidden = with_hidden, .balance_loss = true});
   const Tensor log_probabilities =
       at::log_softmax(output.logits.reshape({targets.size(0), -1}), -1, /*dtype=*/at::kFloat);
   const Tensor cross_entropy = at::nll_loss(log_probabilities, targets);

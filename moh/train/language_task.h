@@ -30,7 +30,7 @@ class LanguageTask : public Task {
                std::optional<models::Llama> teacher, LanguageTaskOptions options);
 
   const io::NamedTensors& parameters() const override { return model_.parameters(); }
-  std::vector<bool> decays() const override;
+  std::vector<bool> decays() const override { return model_.decays(); }
   std::string unit() const override { return "tokens"; }
   BatchLoss loss(std::int64_t position, std::int64_t count) override;
   std::optional<Validation> validate() override;

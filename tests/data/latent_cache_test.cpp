@@ -30,8 +30,8 @@ models::Vae random_vae(std::uint64_t seed) {
   config.shift_factor = 0.1;
   const at::Generator random = at::detail::createCPUGenerator(seed);
   io::NamedTensors tensors;
-  for (const auto& [name, shape] : models::vae_parameters(config)) {
-    tensors.emplace_back(name, at::empty(shape).normal_(0, 0.2, random));
+  for (const auto& spec : models::vae_parameters(config)) {
+    tensors.emplace_back(spec.name, at::empty(spec.shape).normal_(0, 0.2, random));
   }
   return models::Vae(config, tensors);
 }

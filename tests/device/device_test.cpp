@@ -83,7 +83,7 @@ models::LlamaConfig llama_config(const std::string& router) {
   config.num_attention_heads = 8;
   config.num_key_value_heads = 4;
   config.head_dim = 8;
-  config.query_key_norm = true;
+  config.query_key_norm = models::QueryKeyNorm::kHead;
   config.initializer_range = 0.3;  // so that no two scores nearly tie
   config.moh = models::make_moh_config(3, 8, 0.75, std::nullopt, std::nullopt, router);
   config.moh->head_order.assign(3, {3, 1, 2, 0, 7, 6, 5, 4});
@@ -191,8 +191,8 @@ models::Dit dit_model(std::uint64_t seed) {
   config.moh->top_k = {2, 2};
   const at::Generator random = at::detail::createCPUGenerator(seed);
   io::NamedTensors tensors;
-  for (const auto& [name, shape] : models::dit_parameters(config)) {
-    tensors.emplace_back(name, at::randn(shape, random) * 0.2);
+  for (const auto& spec : models::dit_parameters(config)) {
+    tensors.emplace_back(spec.name, at::randn(spec.shape, random) * 0.2);
   }
   return models::Dit(config, tensors);
 }
@@ -263,8 +263,8 @@ TEST(VaeOnDevice, EncodesAndDecodesAsOnTheCpu) {
   config.block_out_channels = {8, 16};
   const at::Generator random = at::detail::createCPUGenerator(8);
   io::NamedTensors tensors;
-  for (const auto& [name, shape] : models::vae_parameters(config)) {
-    tensors.emplace_back(name, at::randn(shape, random) * 0.2);
+  for (const auto& spec : models::vae_parameters(config)) {
+    tensors.emplace_back(spec.name, at::randn(spec.shape, random) * 0.2);
   }
   models::Vae vae(config, tensors);
   const Tensor pictures = at::rand({2, 3, 16, 16}, random) * 2 - 1, latents = at::randn({2, 4, 8, 8}, random);

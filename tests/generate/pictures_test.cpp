@@ -26,7 +26,8 @@ models::Dit small_model(std::int64_t input_size = 8, double scale = 0.2) {
   config.moh->top_k = {2, 2};
   at::manual_seed(4);
   io::NamedTensors tensors;
-  for (const auto& [name, shape] : models::dit_parameters(config)) tensors.emplace_back(name, at::randn(shape) * scale);
+  for (const auto& spec : models::dit_parameters(config))
+    tensors.emplace_back(spec.name, at::randn(spec.shape) * scale);
   return models::Dit(config, tensors);
 }
 

@@ -19,19 +19,19 @@ void check_dit_attention(const GoldenFile& file) {
   auto leaves = leaf_parameters(file);
   Tensor x = file["in.x"].clone().set_requires_grad(true);
   const std::int64_t heads = file.number("heads"), shared = file.number("shared"), top_k = file.number("k");
-  const layers::MohAttentionWeights weights{leaves.at("qkv.weight"),          optionally(leaves, "qkv.bias"),
-                                            leaves.at("proj.weight"),         optionally(leaves, "proj.bias"),
-                                            optionally(leaves, "wg.weight"),  optionally(leaves, "wg_1.weight"),
-                                            optionally(leaves, "wg_0.weight")};
-  const auto output = layers::moh_attention(x, weights, {heads, shared, top_k, "authors", false});
+  const auto linear = [&](const std::string& name) {
+    return layers::Linear(leaves.at(name + ".weight"), optionally(leaves, name + ".bias"));
+  };
+  const layers::MohAttentionWeights weights{linear("qkv"), linear("proj"), optionally(leaves, "wg.weight"),
+                                            optionally(leaves, "wg_1.weight"), optionally(leaves, "wg_0.weight")};
+  const auto output = layers::moh_attention(x, weights, {heads, shared, top_k});
   expect_close(file, "out.y", output.y, kLayerAtol);
   expect_close(file, "gate.final", output.routing.gates, kLayerAtol);
   if (file.has("gate.topk")) expect_same_sets(file, "gate.topk", output.routing.indices);
   if (file.has("gate.routed_probs")) expect_close(file, "gate.routed_probs", output.routing.probabilities, kLayerAtol);
   if (file.has("gate.head_out")) {
     const c10::NoGradGuard no_grad;
-    const Tensor qkv =
-        at::linear(x, weights.qkv_weight, weights.qkv_bias).reshape({x.size(0), x.size(1), 3, heads, -1});
+    const Tensor qkv = weights.qkv(x).reshape({x.size(0), x.size(1), 3, heads, -1});
     const Tensor ones = at::ones_like(output.routing.gates);
     expect_close(file, "gate.head_out", ops::head_attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), ones),
                  kLayerAtol);
@@ -145,7 +145,7 @@ TrainingLoss dit_training_loss(const GoldenFile& file, const models::Dit& model,
   const Tensor x_start = file["train.x_start"], t = file["train.t"], noise = file["train.noise"];
   const Tensor x_t = diffusion::add_noise(schedule, x_start, t, noise);
   TrainingLoss loss;
-  loss.output = model.forward(x_t, t, file.has("train.y") ? file["train.y"] : file["in.y"]);
+  loss.output = model.forward(x_t, t, file.has("train.y") ? file["train.y"] : file["in.y"], /*balance_loss=*/true);
   loss.terms = diffusion::training_loss(schedule, loss.output.y, x_start, x_t, t, noise);
   loss.total = loss.terms.loss.mean();
   if (loss.output.load_balance_loss.defined()) {

@@ -123,7 +123,7 @@ void check_llama_folder(const GoldenFile& file, const std::string& folder) {
   models::Llama model = models::Llama::load(folder, file.load_as());
   model.set_requires_grad(true);
   if (auto& moh = model.mutable_config().moh; moh && !file.config.contains("straight_through")) {
-    moh->straight_through = "none";  // the authors' gates carry no gradient
+    moh->straight_through = layers::StraightThrough::kNone;  // the authors' gates carry no gradient
   }
   const auto output = model.forward({.ids = file["in.input_ids"], .keep_hidden = true});
   expect_close(file, "out.logits", output.logits, kModelAtol);

@@ -15,7 +15,12 @@ layers::VitPlace checked_place(const GoldenFile& file, std::int64_t window) {
   const auto& size = file.config.at("hw");
   const layers::MapSize map{size[0].get<std::int64_t>(), size[1].get<std::int64_t>()};
   const std::int64_t ratio = file.config.contains("sr_ratio") ? file.number("sr_ratio") : 1;
-  const auto place = layers::vit_place(map, ratio, window, map);
+  layers::MapSize pretrain = map;  // where the position bias was trained
+  if (file.config.contains("pretrain_hw")) {
+    const auto& trained = file.config.at("pretrain_hw");
+    pretrain = {trained[0].get<std::int64_t>(), trained[1].get<std::int64_t>()};
+  }
+  const auto place = layers::vit_place(map, ratio, window, pretrain);
   expect_close(file, "in.relative_coords_table", place.positions.table, kLayerAtol);
   expect_exact(file, "in.relative_pos_index", place.positions.index);
   return place;
@@ -28,61 +33,57 @@ void check_layer(const GoldenFile& file) {
   layers::VitAttentionWeights weights;
   weights.query_embedding = take("query_embedding");
   weights.temperature = take("temperature");
-  weights.q_weight = take("q.weight");
-  weights.q_bias = take("q.bias");
-  weights.kv_weight = take("kv.weight");
-  weights.kv_bias = take("kv.bias");
-  weights.sr_weight = take("sr.weight");
-  weights.sr_bias = take("sr.bias");
+  const auto linear = [&](const std::string& name) {
+    return layers::Linear(take((name + ".weight").c_str()), optionally(leaves, name + ".bias"));
+  };
+  weights.q = linear("q");
+  weights.kv = linear("kv");
+  weights.pool = linear("sr");
   weights.norm_weight = take("norm.weight");
   weights.norm_bias = take("norm.bias");
   weights.local_bias = take("relative_pos_bias_local");
   weights.tokens = take("learnable_tokens");
   weights.token_bias = take("learnable_bias");
-  weights.qkv_weight = take("qkv.weight");
-  weights.qkv_bias = take("qkv.bias");
-  weights.proj_weight = take("proj.weight");
-  weights.proj_bias = take("proj.bias");
-  weights.fc1_weight = take("cpb_fc1.weight");
-  weights.fc1_bias = take("cpb_fc1.bias");
-  weights.fc2_weight = take("cpb_fc2.weight");
-  weights.fc2_bias = take("cpb_fc2.bias");
-  weights.wg = optionally(leaves, "wg.weight");
-  weights.wg_1 = optionally(leaves, "wg_1.weight");
-  weights.wg_0 = optionally(leaves, "wg_0.weight");
+  weights.qkv = linear("qkv");
+  weights.proj = linear("proj");
+  weights.position = {linear("cpb_fc1"), linear("cpb_fc2")};
+  weights.router = layers::make_router("two-stage", [&](const std::string& name) { return optionally(leaves, name); });
 
   layers::VitAttentionOptions options;
   options.num_heads = file.number("heads");
-  options.shared_heads = file.number("shared");
-  options.top_k = file.number("k");
+  options.setting.hidden = x.size(2);
+  options.setting.choices = options.num_heads;
+  options.setting.shared = file.number("shared");
+  options.setting.top_k = file.number("k");
+  options.setting.gates = options.setting.balance = layers::GateForm::kAuthors;
   options.window = file.config.contains("window") ? file.number("window") : 3;
   const auto place = checked_place(file, options.window);
 
-  for (const bool authors_form : {false, true}) {
-    clear_gradients(leaves, x);
-    options.authors_form = authors_form;
-    const Tensor bias = layers::vit_position_bias(weights, place);
-    const auto output = layers::vit_attention(x, weights, place, bias, options);
-    expect_close(file, "out.y", output.y, kLayerAtol);
-    expect_close(file, "gate.final", output.routing.gates, kLayerAtol);
-    if (file.has("gate.topk")) expect_same_sets(file, "gate.topk", output.routing.indices);
-    if (file.has("gate.routed_probs")) {
-      expect_close(file, "gate.routed_probs", output.routing.probabilities, kLayerAtol);
-    }
-    if (file.has("gate.head_out")) {
-      const c10::NoGradGuard no_grad;
-      const Tensor ones = at::ones_like(output.routing.gates);
-      expect_close(file, "gate.head_out", layers::vit_heads(x, ones, weights, place, bias, options), kLayerAtol);
-    }
-    Tensor total = (output.y * file["rand.target"]).sum();
-    if (file.has("out.aux_loss")) {
-      expect_close(file, "out.aux_loss", output.load_balance_loss, kLayerAtol);
-      total = total + output.load_balance_loss;
-    }
-    expect_close(file, "out.total", total, kModelAtol);
-    total.backward();
-    expect_gradients(file, leaves, x, "grad.");
+  const Tensor bias = layers::vit_position_bias(weights, place);
+  const auto output = layers::vit_attention(x, weights, place, bias, options);
+  expect_close(file, "out.y", output.y, kLayerAtol);
+  expect_close(file, "gate.final", output.routing.gates, kLayerAtol);
+  if (file.has("gate.topk")) expect_same_sets(file, "gate.topk", output.routing.indices);
+  if (file.has("gate.routed_probs")) {
+    expect_close(file, "gate.routed_probs", output.routing.probabilities, kLayerAtol);
   }
+  if (file.has("gate.head_out")) {
+    // A dense layer whose output projection is the identity gives the heads as they are.
+    const c10::NoGradGuard no_grad;
+    layers::VitAttentionWeights plain = weights;
+    plain.router = nullptr;
+    plain.proj = layers::Linear(at::eye(x.size(2)));
+    const Tensor heads = layers::vit_attention(x, plain, place, bias, options).y;
+    expect_close(file, "gate.head_out", heads.unflatten(2, {options.num_heads, -1}), kLayerAtol);
+  }
+  Tensor total = (output.y * file["rand.target"]).sum();
+  if (file.has("out.aux_loss")) {
+    expect_close(file, "out.aux_loss", output.load_balance_loss, kLayerAtol);
+    total = total + output.load_balance_loss;
+  }
+  expect_close(file, "out.total", total, kModelAtol);
+  total.backward();
+  expect_gradients(file, leaves, x, "grad.");
 }
 
 models::VitConfig model_config(const GoldenFile& file) {
@@ -162,23 +163,20 @@ void check_model(const GoldenFile& file) {
     expect_exact(file, "buffer.relative_pos_index" + number, place.positions.index);
     expect_close(file, "buffer.relative_coords_table" + number, place.positions.table, kLayerAtol);
   }
-  for (const bool authors_form : {false, true}) {
-    const auto output = model.forward({.images = file["in.image"], .training = true, .authors_form = authors_form});
-    expect_close(file, "out.logits", output.logits, kModelAtol);
-    expect_close(file, "out.features", output.features, kModelAtol);
-    if (file.has("out.layer_losses"))
-      expect_close(file, "out.layer_losses", at::stack(output.layer_losses), kModelAtol);
-    for (const auto& layer : output.layers) {
-      if (file.has("gate." + layer.name)) expect_close(file, "gate." + layer.name, layer.routing.gates, kModelAtol);
-    }
-    const Tensor cross_entropy = at::cross_entropy_loss(output.logits, file["in.label"]);
-    const Tensor moh_loss = output.load_balance_loss * config.moh->beta;
-    expect_close(file, "out.cross_entropy", cross_entropy, kModelAtol);
-    expect_close(file, "out.moh_loss", moh_loss, kModelAtol);
-    expect_close(file, "out.total_loss", cross_entropy + moh_loss, kModelAtol);
-    (cross_entropy + moh_loss).backward();
-    check_gradients(file, model);
+  const auto output = model.forward({.images = file["in.image"], .training = true});
+  expect_close(file, "out.logits", output.logits, kModelAtol);
+  expect_close(file, "out.features", output.features, kModelAtol);
+  if (file.has("out.layer_losses")) expect_close(file, "out.layer_losses", at::stack(output.layer_losses), kModelAtol);
+  for (const auto& layer : output.layers) {
+    if (file.has("gate." + layer.name)) expect_close(file, "gate." + layer.name, layer.routing.gates, kModelAtol);
   }
+  const Tensor cross_entropy = at::cross_entropy_loss(output.logits, file["in.label"]);
+  const Tensor moh_loss = output.load_balance_loss * config.moh->beta;
+  expect_close(file, "out.cross_entropy", cross_entropy, kModelAtol);
+  expect_close(file, "out.moh_loss", moh_loss, kModelAtol);
+  expect_close(file, "out.total_loss", cross_entropy + moh_loss, kModelAtol);
+  (cross_entropy + moh_loss).backward();
+  check_gradients(file, model);
   check_trajectory(file);
 }
 

@@ -179,7 +179,7 @@ TEST(Dit, FollowsTheFormulaAtAnySize) {
     for (const auto& [height, width] : {std::pair{8, 8}, std::pair{8, 12}, std::pair{2, 6}}) {
       const Tensor x = at::randn({3, 4, height, width});
       const Tensor t = at::tensor({0, 17, 999}, at::kLong), y = at::tensor({0, 4, 5}, at::kLong);
-      const auto output = model.forward(x, t, y);
+      const auto output = model.forward(x, t, y, /*balance_loss=*/true);
       const Tensor expected = dit_by_formula(model, x, t, y, output);
       EXPECT_LT((output.y - expected).abs().max().item<double>(), 2e-4) << height << " x " << width << " " << dense;
       EXPECT_EQ(output.load_balance_loss.defined(), !dense);

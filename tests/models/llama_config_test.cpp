@@ -51,11 +51,11 @@ TEST(LlamaFamilies, FixWhatTheFileDoesNotSay) {
   const LlamaConfig qwen2 = parse(small("qwen2"));
   EXPECT_TRUE(qwen2.qkv_bias);
   EXPECT_FALSE(qwen2.output_bias);
-  EXPECT_FALSE(qwen2.query_key_norm);
+  EXPECT_EQ(qwen2.query_key_norm, QueryKeyNorm::kNone);
   EXPECT_EQ(qwen2.head_dim, 8);
   const LlamaConfig qwen3 = parse(small("qwen3"));
   EXPECT_FALSE(qwen3.qkv_bias);
-  EXPECT_TRUE(qwen3.query_key_norm);
+  EXPECT_EQ(qwen3.query_key_norm, QueryKeyNorm::kHead);
   EXPECT_EQ(qwen3.head_dim, 128);
   EXPECT_TRUE(parse(with(small("qwen3"), {{"attention_bias", true}})).output_bias);
   EXPECT_TRUE(parse(with(small("llama"), {{"mlp_bias", true}})).mlp_bias);

@@ -43,6 +43,13 @@ std::string error_of(const std::function<void()>& work) {
   return "";
 }
 
+// A layer's router on queries of the test's own.
+moh::ops::Routing route_layer(const LlamaConfig& config, std::int64_t layer, const Tensor& x, const Tensor& query) {
+  const auto order = choice_order(config, layer, at::kCPU);
+  const auto router = moh::layers::make_router(config.moh->router, [](const std::string&) { return std::nullopt; });
+  return router->route(router_setting(config, layer, order ? &*order : nullptr), x, query);
+}
+
 // Rows (or columns) of a projection, in blocks of one head, put into another order.
 Tensor permuted(const Tensor& weight, std::int64_t dim, std::int64_t head_dim, const std::vector<std::int64_t>& order) {
   std::vector<Tensor> blocks;
@@ -55,7 +62,7 @@ TEST(HeadOrder, IsTheModelWhoseHeadsAreRenumbered) {
   for (const std::string router : {"norm", "two-stage"}) {
     LlamaConfig config = small(4, 4);
     config.moh = make_moh_config(2, 4, 0.75, 0.25, std::nullopt, router);
-    config.moh->gates = "authors";
+    config.moh->gates = moh::layers::GateForm::kAuthors;
     const std::vector<std::vector<std::int64_t>> order = {{2, 0, 3, 1}, {1, 3, 2, 0}};
     Llama renumbered = Llama::initialize(config, 5);
     config.moh->head_order = order;
@@ -93,13 +100,13 @@ TEST(KvGroups, ScoreIsTheNormOfAllQueriesOfTheGroup) {
   for (const std::int64_t shared : {1, 2, 0}) {
     LlamaConfig config = small(12, 4);
     config.moh = make_moh_config(2, 12, 0.75, shared / 4.0, std::nullopt, "norm", 3);
-    ASSERT_EQ(config.moh->select, "kv-group");
+    ASSERT_EQ(config.moh->select, moh::layers::SelectBy::kKvGroup);
     ASSERT_EQ(config.shared_heads(0), 3 * shared);
     config.moh->head_order = std::vector<std::vector<std::int64_t>>(2, {6, 7, 8, 0, 1, 2, 9, 10, 11, 3, 4, 5});
     const std::vector<std::int64_t> groups = {2, 0, 3, 1};
     check_llama_config(config, "test");
     const Tensor query = at::randn({2, 5, 12, 6}), x = at::randn({2, 5, 24});
-    const auto routing = route_layer(config, 1, x, query, {});
+    const auto routing = route_layer(config, 1, x, query);
     ASSERT_EQ(routing.gates.sizes(), (at::IntArrayRef{2, 5, 12}));
     for (std::int64_t b = 0; b < 2; ++b) {
       for (std::int64_t t = 0; t < 5; ++t) {
@@ -140,7 +147,7 @@ TEST(KvGroups, TwoRoutedGroupsStillTeachTheRouter) {
   config.moh = make_moh_config(2, 4, 0.5, 0.0, std::nullopt, "norm", 2);
   at::manual_seed(9);
   const Tensor query = at::randn({1, 6, 4, 6}).set_requires_grad(true);
-  const auto routing = route_layer(config, 0, at::zeros({1, 6, 24}), query, {});
+  const auto routing = route_layer(config, 0, at::zeros({1, 6, 24}), query);
   (routing.gates * at::randn({1, 6, 4})).sum().backward();
   EXPECT_GT(query.grad().abs().max().item<double>(), 1e-3);
 }

@@ -40,6 +40,11 @@ CASES = {
     "qwen2": ("Qwen2", {}, ["--activated", 0.5]),
     "qwen3": ("Qwen3", dict(head_dim=16), ["--activated", 0.75]),
     "gemma": ("Gemma", dict(head_dim=16, num_key_value_heads=1, pad_token_id=None), ["--activated", 0.5]),
+    "gemma3": ("Gemma3", dict(head_dim=16, pad_token_id=None, sliding_window=6, query_pre_attn_scalar=20,
+                              layer_types=["sliding_attention", "full_attention"]), ["--activated", 0.5]),
+    "olmo2": ("Olmo2", dict(pad_token_id=None, eos_token_id=2), ["--activated", 0.75, "--router", "two-stage"]),
+    "granite": ("Granite", dict(embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.6, logits_scaling=2.0),
+                ["--activated", 0.5]),
     "smollm3": ("SmolLM3", dict(no_rope_layer_interval=2, pad_token_id=None, bos_token_id=1, eos_token_id=2), ["--activated", 0.5]),
 }
 
@@ -53,7 +58,7 @@ def moh(*arguments):
 def make(name, seed):
     """A dense random model, converted and exported; gates of the trained router are made to differ."""
     family, changes, options = CASES[name]
-    config = getattr(transformers, family + "Config")(**{**SMALL, **changes})
+    config = getattr(transformers, "Gemma3TextConfig" if family == "Gemma3" else family + "Config")(**{**SMALL, **changes})
     model = getattr(transformers, family + "ForCausalLM")(config)
     randomize(model, seed)
     model.save_pretrained(FOLDER / f"{name}_dense")

@@ -4,6 +4,7 @@ config.json, compared by golden_tests (logits, hidden states, gradients, cache, 
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -37,19 +38,43 @@ CASES = {
     "qwen3_window": ("Qwen3", dict(head_dim=8, attention_bias=True, use_sliding_window=True, sliding_window=6,
                                    layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
     "gemma": ("Gemma", dict(head_dim=16, num_key_value_heads=1, pad_token_id=None)),
+    "gemma2": ("Gemma2", dict(head_dim=16, num_key_value_heads=3, pad_token_id=None, sliding_window=6, query_pre_attn_scalar=24,
+                              attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
+    "gemma2_no_caps": ("Gemma2", dict(head_dim=8, pad_token_id=None, attn_logit_softcapping=None, final_logit_softcapping=None)),
+    "gemma3": ("Gemma3", dict(head_dim=16, pad_token_id=None, sliding_window=6, query_pre_attn_scalar=20,
+                              layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    "gemma3_linear": ("Gemma3", dict(
+        head_dim=16, pad_token_id=None, layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=5,
+        rope_parameters={"full_attention": dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+                         "sliding_attention": dict(rope_type="default", rope_theta=5000.0)})),
+    "phi3": ("Phi3", dict(pad_token_id=None, bos_token_id=1, eos_token_id=2)),
+    "phi3_partial": ("Phi3", dict(hidden_size=96, sliding_window=7, pad_token_id=None, bos_token_id=1, eos_token_id=2,
+                                  rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
+    "olmo2": ("Olmo2", dict(pad_token_id=None, eos_token_id=2)),
+    "granite": ("Granite", dict(embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.6, logits_scaling=2.0,
+                                tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
 }
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # the others are named after the model
+# Converted to MoH, with the authors' way of gating written as hooks on transformers' dense model.
+CONVERTED = {"gemma2": ["--activated", 0.5], "gemma3": ["--activated", 0.5], "phi3_partial": ["--activated", 0.5],
+             "olmo2": ["--activated", 0.67], "granite": ["--activated", 0.5]}
 
 
 def as_version_4(config):
     """config.json with the keys of transformers 4: rope_theta beside rope_scaling, torch_dtype, no layer_types."""
     old = dict(config)
     rope = dict(old.pop("rope_parameters"))
+    if "full_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
     old["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        old["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     kind = rope.pop("rope_type")
     old["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **rope} if kind == "llama3" else {"type": kind, **rope}
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.40.0"
-    if old["model_type"] == "qwen2" or "no_rope_layers" in old:
+    if old["model_type"] in ("qwen2", "gemma2") or "no_rope_layers" in old:
         old.pop("layer_types", None)
     if old["model_type"] == "gemma":
         old |= {"hidden_act": "gelu", "hidden_activation": None}
@@ -64,7 +89,7 @@ def make(name, folder, seed, dtype=torch.float32):
         rope = {**changes.pop("rope_parameters")}
         changes["rope_theta"] = rope.pop("rope_theta")
         changes["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    config = getattr(transformers, family + "Config")(**{**SMALL, **changes})
+    config = getattr(transformers, CONFIGS.get(family, family + "Config"))(**{**SMALL, **changes})
     config._attn_implementation = "eager"
     model = getattr(transformers, family + "ForCausalLM")(config)
     randomize(model, seed)
@@ -84,6 +109,35 @@ def make(name, folder, seed, dtype=torch.float32):
     ids = torch.randint(SMALL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(seed))
     config = {} if dtype == torch.float32 else {"load_as": "fp32"}
     write_case(folder / f"{name}.safetensors", folders, tensors_of(model, ids, seed), **config)
+    if name in CONVERTED:
+        moh = folder / f"{name}_moh"
+        command = [str(BUILD / "moh"), "convert", str(new), str(moh), *map(str, CONVERTED[name])]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        gate_heads(model, json.loads((moh / "config.json").read_text())["moh"])
+        model.zero_grad()
+        write_case(folder / f"{name}_moh.safetensors", [moh.name], tensors_of(model, ids, seed))
+
+
+def gate_heads(model, moh):
+    """Heads with the longest queries and the first, shared ones keep their outputs; the others' are zero."""
+    heads, shared, top_k = model.config.num_attention_heads, moh["shared_heads"], moh["top_k"]
+    assert 0 < shared + top_k < heads and moh["router"] == "norm"
+    for layer in model.model.layers:
+        attention = layer.self_attn
+
+        def decide(module, inputs, output, attention=attention):
+            query = output[..., : heads * attention.head_dim].unflatten(-1, (heads, -1))
+            best = query.float().norm(dim=-1)[..., shared:].topk(top_k).indices + shared
+            gates = torch.zeros(query.shape[:-1])
+            gates[..., :shared] = 1
+            attention.gates = gates.scatter(-1, best, 1.0)
+
+        def gate(module, inputs, attention=attention):
+            return (inputs[0].unflatten(-1, (heads, -1)) * attention.gates.unsqueeze(-1)).flatten(-2)
+
+        getattr(attention, "q_proj", getattr(attention, "qkv_proj", None)).register_forward_hook(decide)
+        attention.o_proj.register_forward_pre_hook(gate)
 
 
 def main():

@@ -1,0 +1,58 @@
+// The weight of a linear map as models use it: they multiply by it and never see how its numbers are stored.
+//
+// Today these are tensors in fp32, bf16 or fp16. A storage of another kind (int8, int4, a shard of the rows) is another
+// case of the products in linear.cpp; no model changes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "moh/ops/linear.h"
+#include "moh/ops/selection.h"
+
+namespace moh::layers {
+
+enum class Product {
+  kFastest,  // ops::linear: whichever of LibTorch's two libraries is faster
+  kPlain     // at::linear: the library that LLaMA's published figures were measured with
+};
+
+class Linear {
+ public:
+  Linear() = default;
+  // weight [out, ...]: more dimensions than two count as one, so that a convolution of one point, or of patches that do
+  // not overlap, is a linear map too. bias [out].
+  explicit Linear(at::Tensor weight, std::optional<at::Tensor> bias = std::nullopt,
+                  Product product = Product::kFastest);
+
+  bool defined() const { return weight_.defined(); }
+  std::int64_t outputs() const { return count_ < 0 ? weight_.size(0) : count_; }
+  std::int64_t inputs() const { return weight_.numel() / weight_.size(0); }
+  at::ScalarType dtype() const { return weight_.scalar_type(); }  // of the inputs that it multiplies
+  at::Device device() const { return weight_.device(); }
+
+  // activation(x W^T + b): x [..., in] -> [..., out].
+  at::Tensor operator()(const at::Tensor& x, ops::Activation activation = ops::Activation::kNone) const;
+  // The outputs as heads, of the selected ones: [..., H, D], zero elsewhere (ops::project_heads).
+  at::Tensor project(const at::Tensor& x, const ops::Selection& selection) const;
+  // The sum over the selected heads of [..., H, D] (ops::combine_heads).
+  at::Tensor combine(const at::Tensor& heads, const ops::Selection& selection) const;
+
+  // Another number after every change of the weight or the bias in place.
+  std::uint64_t version() const;
+  // The map to outputs first .. first + count - 1 alone, on the same numbers.
+  Linear rows(std::int64_t first, std::int64_t count) const;
+
+ private:
+  at::Tensor matrix() const;
+  std::optional<at::Tensor> bias() const;
+
+  at::Tensor weight_;
+  std::optional<at::Tensor> bias_;
+  std::int64_t first_ = 0, count_ = -1;  // its outputs; -1: all
+  Product product_ = Product::kFastest;
+};
+
+}  // namespace moh::layers

@@ -1,0 +1,44 @@
+// What configurations say of routers, known without torch.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moh::layers {
+
+// Gates of a trained router, and scale of the load-balance loss: as the paper has them, or as the authors' code.
+enum class GateForm { kPaper, kAuthors };
+// Which of the query-norm router's scores get a gradient.
+enum class StraightThrough { kSelected, kAll, kNone };
+// What a router takes or leaves: single heads, or all query heads of one KV head together.
+enum class SelectBy { kHead, kKvGroup };
+
+// Their names in config.json.
+const char* name_of(GateForm);
+const char* name_of(StraightThrough);
+const char* name_of(SelectBy);
+// Sets `value` by its name. Error "[where] `key` must be one of ...".
+void parse_name(const std::string& name, GateForm& value, const std::string& where, const char* key);
+void parse_name(const std::string& name, StraightThrough& value, const std::string& where, const char* key);
+void parse_name(const std::string& name, SelectBy& value, const std::string& where, const char* key);
+
+struct RouterType;
+
+// One of the registered routers.
+class RouterKind {
+ public:
+  RouterKind(std::string_view name);  // NOLINT(google-explicit-constructor): Error that lists the known ones
+  RouterKind(const char* name) : RouterKind(std::string_view(name)) {}         // NOLINT
+  RouterKind(const std::string& name) : RouterKind(std::string_view(name)) {}  // NOLINT
+  const RouterType* operator->() const { return type_; }
+  const char* name() const;
+  friend bool operator==(RouterKind a, RouterKind b) { return a.type_ == b.type_; }
+
+ private:
+  const RouterType* type_;
+};
+std::vector<std::string> router_names();
+bool is_router(std::string_view name);
+
+}  // namespace moh::layers
