@@ -39,7 +39,7 @@ CASES = {
                                    layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
     "gemma": ("Gemma", dict(head_dim=16, num_key_value_heads=1, pad_token_id=None)),
     "gemma2": ("Gemma2", dict(head_dim=16, num_key_value_heads=3, pad_token_id=None, sliding_window=6, query_pre_attn_scalar=24,
-                              attn_logit_softcapping=2.0, final_logit_softcapping=3.0)),
+                              attn_logit_softcapping=2.0, final_logit_softcapping=12.0)),
     "gemma2_no_caps": ("Gemma2", dict(head_dim=8, pad_token_id=None, attn_logit_softcapping=None, final_logit_softcapping=None)),
     "gemma3": ("Gemma3", dict(head_dim=16, pad_token_id=None, sliding_window=6, query_pre_attn_scalar=20,
                               layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
