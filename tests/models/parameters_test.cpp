@@ -47,9 +47,10 @@ TEST(Parameters, AreTheListsInItsOrderAndTiedOnesOnce) {
   parameters.set_requires_grad(true);
   EXPECT_TRUE(parameters["a.bias"].requires_grad());
   EXPECT_FALSE(parameters["positions"].requires_grad());
-  const Tensor x = at::tensor({{1.0F, 1.0F}});
-  EXPECT_TRUE(at::equal(parameters.linear("a")(x), at::tensor({{2.0F, 7.0F, 12.0F}})));
-  EXPECT_TRUE(at::equal(parameters.linear("head")(x), at::tensor({{1.0F, 5.0F, 9.0F}})));  // no bias of its own
+  const Tensor x = at::tensor({1.0F, 1.0F}).unsqueeze(0);
+  EXPECT_TRUE(at::equal(parameters.linear("a")(x), at::tensor({2.0F, 7.0F, 12.0F}).unsqueeze(0)));
+  EXPECT_TRUE(
+      at::equal(parameters.linear("head")(x), at::tensor({1.0F, 5.0F, 9.0F}).unsqueeze(0)));  // no bias of its own
 }
 
 TEST(Parameters, NameWhatDoesNotFit) {
