@@ -9,6 +9,7 @@
 
 #include "moh/base/error.h"
 #include "moh/io/files.h"
+#include "moh/io/gguf_model.h"
 #include "moh/io/safetensors.h"
 #include "moh/io/torch_file.h"
 #include "moh/text/tokenizer.h"
@@ -65,6 +66,7 @@ void append_file(const std::string& path, std::optional<at::ScalarType> dtype, N
 }  // namespace
 
 NamedTensors load_tensors(const std::string& path, std::optional<at::ScalarType> dtype) {
+  if (const auto gguf = find_gguf(path)) return GgufModel(*gguf).tensors(dtype);
   NamedTensors tensors;
   if (fs::is_regular_file(path)) {
     append_file(path, dtype, tensors);
@@ -148,6 +150,7 @@ void save_tensors(const std::string& file, const NamedTensors& tensors,
 }
 
 Json load_config(const std::string& folder) {
+  if (const auto gguf = find_gguf(folder)) return GgufModel(*gguf).config();
   const std::string file = folder + "/config.json";
   MOH_CHECK(!fs::is_regular_file(folder), "[checkpoint] ", folder,
             " is a file, not a model folder; `moh convert FILE FOLDER` makes one of a checkpoint (a zip archive of "

@@ -1,0 +1,35 @@
+// A GGUF file as the Hugging Face folder that it was made of: what config.json would say, and the tensors by their
+// names there, dequantised, with what llama.cpp changed in them undone.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moh/io/checkpoint.h"
+#include "moh/io/gguf.h"
+
+namespace moh::io {
+
+class GgufModel {
+ public:
+  // `path`: the file, or the first of its parts (moh/io/gguf.h: gguf_parts).
+  explicit GgufModel(const std::string& path);
+
+  // The metadata, which a model in parts has in the first of them.
+  const GgufFile& file() const { return *parts_.front(); }
+  // config.json. Error: an architecture that is not known, metadata that is missing or that no config.json can say.
+  Json config() const;
+  // All tensors, of type `dtype`, or without one of the type that config() names: that of the matrices where all have
+  // 16 bits, else fp32. What has that type in the file already stays in its map; the rest is made tensor by tensor.
+  NamedTensors tensors(std::optional<at::ScalarType> dtype) const;
+
+ private:
+  const GgufTensor* find(const std::string& name) const;
+  at::ScalarType weights_type() const;
+
+  std::vector<std::shared_ptr<GgufFile>> parts_;
+};
+
+}  // namespace moh::io
