@@ -11,6 +11,8 @@
 #include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
+#include "moh/io/gguf.h"
+#include "moh/io/model_folder.h"
 #include "moh/models/conversion.h"
 #include "moh/models/llama.h"
 #include "moh/text/tokenizer.h"
@@ -119,14 +121,20 @@ int convert(const Context& context, const Options& options) {
   if (is_dit_folder(options.in) || is_dit_checkpoint(options.in)) {
     return convert_dit(context, options.in, options.out, options.weights);
   }
-  models::LlamaConfig dense = models::parse_llama_config(io::load_config(options.in), options.in + "/config.json",
-                                                         models::read_as(context.read_as));
+  // A checkpoint file that was none of the above: what the command was asked to make a folder of.
+  MOH_CHECK(
+      !std::filesystem::is_regular_file(options.in) || io::find_gguf(options.in), "[convert] ", options.in,
+      " is neither a GGUF file nor the checkpoint of a MoH-ViT or DiT (it has no tensor `patch_embed1.proj.weight` "
+      "or `x_embedder.proj.weight`); a language model is converted as a Hugging Face folder");
+  io::ModelFolder files = io::load_model(options.in);
+  models::LlamaConfig dense =
+      models::parse_llama_config(files.config, files.described_by, models::read_as(context.read_as));
   MOH_CHECK(!std::filesystem::exists(options.out + "/model.safetensors"), "[convert] ", options.out,
             " holds a model already; choose another folder");
   const bool was_moh = dense.moh.has_value();
   // An official MoH folder becomes one that says so in config.json; its weights and heads stay.
   if (was_moh) dense.source.erase("auto_map");
-  io::NamedTensors tensors = io::load_tensors(options.in);
+  io::NamedTensors tensors = std::move(files.tensors);
   io::check_finite(tensors, options.in);
   const models::Llama model =
       was_moh ? models::Llama(dense, std::move(tensors)) : make_moh(context, options, dense, std::move(tensors));

@@ -11,6 +11,7 @@
 #include "cli/run_time_heads.h"
 #include "moh/eval/head_load.h"
 #include "moh/io/files.h"
+#include "moh/io/model_folder.h"
 #include "moh/models/dit_config.h"
 #include "moh/models/llama_cost.h"
 #include "moh/models/vit_config.h"
@@ -60,7 +61,7 @@ int inspect(const Context& context, const Options& options) {
   const auto as = models::read_as(context.read_as);
   const bool is_folder = std::filesystem::exists(options.model);  // a file is told what it is
   models::LlamaConfig config =
-      is_folder ? models::parse_llama_config(io::load_config(options.model), options.model + "/config.json", as)
+      is_folder ? models::parse_llama_config(io::load_config(options.model), io::config_file(options.model), as)
                 : models::llama_preset(options.model);
   options.heads.apply(config);
   const std::int64_t positions = options.sequence > 0 ? options.sequence : config.max_position_embeddings;

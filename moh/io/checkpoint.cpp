@@ -10,8 +10,11 @@
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/gguf_model.h"
+#include "moh/io/name_text.h"
 #include "moh/io/safetensors.h"
 #include "moh/io/torch_file.h"
+#include "moh/io/weight_files.h"
+#include "moh/io/wrapper_names.h"
 #include "moh/text/tokenizer.h"
 
 namespace moh::io {
@@ -38,6 +41,14 @@ at::ScalarType type_of(const std::string& dtype, const std::string& name, const 
   return type->second;
 }
 
+// Converted to `dtype`, with its part of the map given back.
+at::Tensor converted(const at::Tensor& tensor, std::optional<at::ScalarType> dtype, std::span<const std::byte> bytes) {
+  if (!dtype || !tensor.is_floating_point() || tensor.scalar_type() == *dtype) return tensor;
+  at::Tensor result = tensor.to(*dtype);
+  drop_pages(bytes);
+  return result;
+}
+
 at::Tensor to_tensor(const std::shared_ptr<SafetensorsFile>& file, const TensorView& view,
                      std::optional<at::ScalarType> dtype) {
   const at::TensorOptions options(type_of(view.dtype, view.name, file->path()));
@@ -52,16 +63,53 @@ at::Tensor to_tensor(const std::shared_ptr<SafetensorsFile>& file, const TensorV
     std::memcpy(tensor.mutable_data_ptr(), data, view.bytes.size());
     drop_pages(view.bytes);
   }
-  if (!dtype || !tensor.is_floating_point() || tensor.scalar_type() == *dtype) return tensor;
-  tensor = tensor.to(*dtype);
-  drop_pages(view.bytes);
-  return tensor;
+  return converted(tensor, dtype, view.bytes);
+}
+
+at::Tensor to_tensor(const std::shared_ptr<TorchFile>& file, const std::string& name, const PickledTensor& pickled) {
+  const at::TensorOptions options(type_of(pickled.dtype, name, file->path()));
+  const auto item = static_cast<std::int64_t>(options.dtype().itemsize());
+  if (std::find(pickled.shape.begin(), pickled.shape.end(), 0) != pickled.shape.end())
+    return at::empty(pickled.shape, options);
+  void* start = const_cast<std::byte*>(pickled.storage.data()) + pickled.offset * item;
+  if (reinterpret_cast<std::uintptr_t>(start) % item == 0) {
+    return at::from_blob(
+               start, pickled.shape, pickled.stride, [file](void*) {}, options)
+        .contiguous();
+  }
+  // Copied as bytes: a tensor of unaligned numbers must not be made.
+  const std::vector<std::byte> copy(pickled.storage.begin(), pickled.storage.end());
+  auto* aligned = const_cast<std::byte*>(copy.data()) + pickled.offset * item;
+  return at::from_blob(aligned, pickled.shape, pickled.stride, options).clone(at::MemoryFormat::Contiguous);
+}
+
+void append_torch_file(const std::string& path, const std::vector<std::string>& keys,
+                       std::optional<at::ScalarType> dtype, NamedTensors& tensors) {
+  const auto file = std::make_shared<TorchFile>(path);
+  for (const auto& [name, pickled] : file->tensors(keys)) {
+    tensors.emplace_back(name, converted(to_tensor(file, name, *pickled), dtype, pickled->storage));
+  }
 }
 
 void append_file(const std::string& path, std::optional<at::ScalarType> dtype, NamedTensors& tensors) {
   const auto file = std::make_shared<SafetensorsFile>(path);
   for (const TensorView& view : file->tensors()) tensors.emplace_back(view.name, to_tensor(file, view, dtype));
 }
+
+void strip_names(NamedTensors& tensors, const std::string& path) {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors) names.push_back(name);
+  strip_wrappers(names);
+  std::set<std::string_view> known;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    MOH_CHECK(known.insert(names[i]).second, "[checkpoint] ", path, ": two tensors are named ", name_text(names[i]),
+              " but for what torch.compile and the like put into names");
+    tensors[i].first = names[i];
+  }
+}
+
+// Names under which training code keeps the weights among other things.
+const std::vector<std::string> kModelKeys = {"state_dict", "model", "module"};
 
 }  // namespace
 
@@ -70,56 +118,34 @@ NamedTensors load_tensors(const std::string& path, std::optional<at::ScalarType>
   NamedTensors tensors;
   if (fs::is_regular_file(path)) {
     append_file(path, dtype, tensors);
+    strip_names(tensors, path);
     return tensors;
   }
-  const std::string single = path + "/model.safetensors", index_file = path + "/model.safetensors.index.json";
-  if (fs::exists(single)) {
-    append_file(single, dtype, tensors);
-    return tensors;
-  }
-  MOH_CHECK(fs::exists(index_file), "[checkpoint] ", path,
-            " has neither model.safetensors nor model.safetensors.index.json");
-  const Json index = parse_json(read_file(index_file, kMaxJsonBytes), index_file);
-  const auto map = index.find("weight_map");
-  MOH_CHECK(index.is_object() && map != index.end() && map->is_object(), "[checkpoint] ", index_file,
-            ": `weight_map` is missing");
-  std::map<std::string, std::string> shard_of;
-  std::vector<std::string> shards;  // in order of first mention
-  for (const auto& item : map->items()) {
-    MOH_CHECK(item.value().is_string(), "[checkpoint] ", index_file, ": `", item.key(), "` names no file");
-    const auto shard = item.value().get<std::string>();
-    MOH_CHECK(shard.find('/') == std::string::npos && !shard.empty(), "[checkpoint] ", index_file, ": shard `", shard,
-              "` must be a file of the same folder");
-    shard_of[item.key()] = shard;
-    if (std::find(shards.begin(), shards.end(), shard) == shards.end()) shards.push_back(shard);
-  }
-  for (const std::string& shard : shards) {
+  WeightFiles weights = find_weights(path);
+  for (const std::string& file : weights.files) {
     const std::size_t before = tensors.size();
-    append_file(path + "/" + shard, dtype, tensors);
+    if (weights.of_torch) {
+      append_torch_file(file, kModelKeys, dtype, tensors);
+    } else {
+      append_file(file, dtype, tensors);
+    }
+    if (weights.index_file.empty()) continue;
     for (std::size_t i = before; i < tensors.size(); ++i) {
-      const auto found = shard_of.find(tensors[i].first);
-      MOH_CHECK(found != shard_of.end() && found->second == shard, "[checkpoint] ", path, "/", shard, ": tensor `",
-                tensors[i].first, "` is not where the index says");
-      shard_of.erase(found);
+      const auto found = weights.file_of.find(tensors[i].first);
+      MOH_CHECK(found != weights.file_of.end() && path + "/" + found->second == file, "[checkpoint] ", file,
+                ": tensor `", tensors[i].first, "` is not where the index says");
+      weights.file_of.erase(found);
     }
   }
-  MOH_CHECK(shard_of.empty(), "[checkpoint] ", index_file, ": tensor `", shard_of.begin()->first, "` is missing from ",
-            shard_of.begin()->second);
+  MOH_CHECK(weights.file_of.empty(), "[checkpoint] ", weights.index_file, ": tensor `", weights.file_of.begin()->first,
+            "` is missing from ", weights.file_of.begin()->second);
+  strip_names(tensors, path);
   return tensors;
 }
 
 NamedTensors load_torch_tensors(const std::string& path, const std::vector<std::string>& keys) {
-  const TorchFile file(path);
   NamedTensors tensors;
-  for (const auto& [name, pickled] : file.tensors(keys)) {
-    const at::ScalarType type = type_of(pickled->dtype, name, path);
-    at::Tensor tensor = at::empty(pickled->shape, at::TensorOptions(type));
-    if (tensor.numel() > 0) {
-      auto* start = const_cast<std::byte*>(pickled->storage.data()) + pickled->offset * dtype_bytes(pickled->dtype);
-      tensor.copy_(at::from_blob(start, pickled->shape, pickled->stride, at::TensorOptions(type)));
-    }
-    tensors.emplace_back(name, tensor);
-  }
+  append_torch_file(path, keys, std::nullopt, tensors);
   return tensors;
 }
 
@@ -156,7 +182,8 @@ Json load_config(const std::string& folder) {
             " is a file, not a model folder; `moh convert FILE FOLDER` makes one of a checkpoint (a zip archive of "
             "torch.save, or .safetensors)");
   MOH_CHECK(fs::is_directory(folder), "[checkpoint] ", folder, " is not a model folder: no such directory");
-  MOH_CHECK(fs::exists(file), "[checkpoint] ", folder, " is not a model folder: it has no config.json");
+  MOH_CHECK(fs::exists(file), "[checkpoint] ", folder, " is not a model folder: it has no config.json",
+            model_folder_hint(folder));
   return parse_json(read_file(file, kMaxJsonBytes), file);
 }
 

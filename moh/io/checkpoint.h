@@ -1,5 +1,4 @@
-// Tensors of a model folder: one model.safetensors, or shards with model.safetensors.index.json; or of a GGUF file,
-// which stands for the folder that it was made of (moh/io/gguf_model.h).
+// Tensors of a model folder: one model.safetensors, or shards with model.safetensors.index.json.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,10 +15,10 @@ namespace moh::io {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-// All tensors of a folder (or of one .safetensors or GGUF file), in file order. They lie in a private map of the file:
-// nothing is read before it is used, and writing to a tensor never reaches the file. With `dtype`, floating tensors of
-// another type are converted one by one, each one's part of the map being given back, so that memory stays at what is
-// kept and one tensor more. Errors: a missing shard, a tensor in no shard or not where the index says.
+// All tensors of a folder (or of one .safetensors file), in file order. They lie in a private map of the file: nothing
+// is read before it is used, and writing to a tensor never reaches the file. With `dtype`, floating tensors of another
+// type are converted one by one, each one's part of the map being given back, so that memory stays at what is kept and
+// one tensor more. Errors: a missing shard, a tensor in no shard or not where the index says.
 NamedTensors load_tensors(const std::string& path, std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Error "[where] tensor `x` holds NaN or infinity" for the first such tensor.
@@ -33,7 +32,7 @@ NamedTensors load_torch_tensors(const std::string& file, const std::vector<std::
 void save_tensors(const std::string& file, const NamedTensors& tensors,
                   const std::map<std::string, std::string>& metadata = {});
 
-// FOLDER/config.json, at most 16 MB; of a GGUF file what it would say.
+// FOLDER/config.json, at most 16 MB.
 Json load_config(const std::string& folder);
 void save_json(const std::string& file, const Json& json);
 

@@ -65,7 +65,8 @@ std::map<std::string, at::Tensor> load_arrays(const std::string& path) {
   for (const ZipEntry& entry : read_zip(file.bytes(), path)) {
     std::string name = entry.name;
     if (name.ends_with(".npy")) name.resize(name.size() - 4);
-    arrays.emplace(name, to_tensor(entry.bytes, path + " " + entry.name));
+    const std::string label = path + " " + entry.name;
+    arrays.emplace(name, entry.packed ? to_tensor(unpack(entry, label), label) : to_tensor(entry.bytes, label));
   }
   return arrays;
 }

@@ -14,6 +14,7 @@
 #include "moh/io/files.h"
 #include "moh/io/name_text.h"
 #include "moh/io/shape_bytes.h"
+#include "moh/io/weight_files.h"
 
 namespace moh::io {
 namespace {
@@ -212,6 +213,7 @@ struct GgufFile::Impl {
 
   void read(std::span<const std::byte> file) {
     prefix = "[gguf] " + path + ": ";
+    refuse_stand_in(file, prefix);
     Cursor cursor(file, prefix);
     MOH_CHECK(file.size() >= 4 && as_text(cursor.take(4, "the beginning")) == kMagic, prefix,
               "not a GGUF file, which begins with the letters GGUF");

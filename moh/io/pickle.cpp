@@ -2,6 +2,7 @@
 // proportional to the file.
 #include "moh/io/pickle.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <unordered_map>
@@ -267,10 +268,20 @@ class Machine {
     push(value);
   }
 
-  // A long integer, little-endian two's complement; those beyond 64 bits mean nothing in a checkpoint's tensors.
+  // A long integer, little-endian two's complement. Those beyond 64 bits (states of random generators) mean nothing to
+  // tensors and are kept as objects without content.
   void push_long(std::uint64_t count) {
-    const auto bytes = take(count);
-    if (count > 8) complain("a number of ", count, " bytes");
+    auto bytes = take(count);
+    if (count > 8) {
+      const std::byte sign = (bytes[7] & std::byte{0x80}) != std::byte{0} ? std::byte{0xff} : std::byte{0};
+      if (!std::all_of(bytes.begin() + 8, bytes.end(), [&](std::byte byte) { return byte == sign; })) {
+        PickleValue* wide = make(Kind::kObject);
+        wide->text = "int of more than 64 bits";
+        return push(wide);
+      }
+      bytes = bytes.first(8);
+      count = 8;
+    }
     std::uint64_t value = 0;
     for (std::size_t i = 0; i < count; ++i) value |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
     if (count > 0 && count < 8 && (std::to_integer<unsigned>(bytes[count - 1]) & 0x80U) != 0) {

@@ -14,6 +14,7 @@
 #include "moh/io/files.h"
 #include "moh/io/name_text.h"
 #include "moh/io/shape_bytes.h"
+#include "moh/io/weight_files.h"
 
 namespace moh::io {
 namespace {
@@ -232,6 +233,7 @@ struct SafetensorsFile::Impl {
 
   void read(std::span<const std::byte> file) {
     const std::string prefix = start_of_error(path);
+    refuse_stand_in(file, prefix);
     MOH_CHECK(file.size() >= kPrefixBytes, prefix, "expected at least 8 bytes of header length, got ", file.size());
     const std::uint64_t length = read_length(file);
     MOH_CHECK(length <= kMaxHeader, prefix, "header length ", length, " is above the limit of ", kMaxHeader,

@@ -4,10 +4,13 @@
 #include <array>
 #include <fstream>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/name_text.h"
+#include "moh/io/weight_files.h"
+#include "moh/io/wrapper_names.h"
 #include "moh/io/zip_archive.h"
 
 namespace moh::io {
@@ -40,6 +43,7 @@ struct TorchFile::Impl {
 
   void read(std::span<const std::byte> file) {
     const std::string prefix = "[torch file] " + path + ": ";
+    refuse_stand_in(file, prefix);
     MOH_CHECK(!is_legacy(file), prefix, "the format of torch before 1.6 is not read; ", kSaveAgain);
     MOH_CHECK(is_zip(file), prefix, "not a file of torch.save, which begins as a zip archive does");
     const std::vector<ZipEntry> entries = read_zip(file, path);
@@ -112,8 +116,8 @@ std::vector<TorchFile::Named> TorchFile::tensors(const std::vector<std::string>&
     if (!key && !value.is(PickleValue::Kind::kTensor)) {
       std::string wanted;
       for (const std::string& option : keys) wanted += (wanted.empty() ? "`" : ", `") + option + "`";
-      fail(prefix, "neither a dictionary of tensors nor one with ", wanted, ": ", name_text(name.text), " is ",
-           kind_name(value));
+      fail(prefix, "neither a dictionary of tensors", wanted.empty() ? "" : " nor one with ", wanted, ": ",
+           name_text(name.text), " is ", kind_name(value));
     }
     MOH_CHECK(value.is(PickleValue::Kind::kTensor), prefix, name_text(name.text), " must be a tensor, got ",
               kind_name(value));
@@ -125,9 +129,14 @@ std::vector<TorchFile::Named> TorchFile::tensors(const std::vector<std::string>&
     }
   }
   MOH_CHECK(!found.empty(), prefix, "no tensors", key ? " under `" + *key + "`" : "");
-  constexpr std::string_view kWrapper = "module.";  // of DistributedDataParallel
-  if (std::all_of(found.begin(), found.end(), [&](const Named& item) { return item.name.starts_with(kWrapper); })) {
-    for (Named& item : found) item.name.erase(0, kWrapper.size());
+  std::vector<std::string> names;
+  for (const Named& item : found) names.push_back(item.name);
+  strip_wrappers(names);
+  std::unordered_set<std::string_view> known;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    MOH_CHECK(known.insert(names[i]).second, prefix, "two tensors are named ", name_text(names[i]),
+              " but for what torch.compile and the like put into names");
+    found[i].name = names[i];
   }
   return found;
 }

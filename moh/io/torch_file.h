@@ -30,8 +30,8 @@ class TorchFile {
     const PickledTensor* tensor;
   };
   // The tensors of a dictionary: those under the first of `keys` that the root has, or, when it has none of them and
-  // holds tensors itself, its own. "" stands for the root. A prefix `module.` that every name has is taken off. Errors:
-  // no such dictionary, a value that is no tensor.
+  // holds tensors itself, its own. "" stands for the root. What wrappers put into names is taken out (wrapper_names.h).
+  // Errors: no such dictionary, a value that is no tensor.
   std::vector<Named> tensors(const std::vector<std::string>& keys) const;
   // The key that tensors() takes; nullopt: none of them is there.
   std::optional<std::string> first_key(const std::vector<std::string>& keys) const;

@@ -2,11 +2,14 @@
 // whose records name the place of each entry's local header, after which the bytes lie.
 #include "moh/io/zip_archive.h"
 
+#include <zlib.h>
+
 #include <algorithm>
 #include <cstring>
 #include <optional>
 
 #include "moh/base/error.h"
+#include "moh/io/zip_bytes.h"
 
 namespace moh::io {
 namespace {
@@ -95,7 +98,11 @@ class Reader {
     read_zip64(file_.subspan(place + kCentralBytes + name_bytes, extra_bytes), size, packed, local);
     place += kCentralBytes + name_bytes + extra_bytes + comment_bytes;
 
-    entry.packed = (flags & 1U) != 0 || method != 0 || packed != size;
+    constexpr std::uint16_t kStored = 0, kDeflated = 8;
+    entry.packed = (flags & 1U) != 0 || method != kStored || packed != size;
+    entry.deflated = (flags & 1U) == 0 && method == kDeflated;
+    entry.size = size;
+    entry.checksum = number_at<std::uint32_t>(file_, place + 16);
     if (!fits(file_, local, kLocalBytes) || number_at<std::uint32_t>(file_, local) != kLocal) {
       complain("an entry's header lies outside the file; is it cut short?");
     }
@@ -140,6 +147,41 @@ bool is_zip(std::span<const std::byte> file) { return file.size() >= 4 && number
 
 std::vector<ZipEntry> read_zip(std::span<const std::byte> file, const std::string& label) {
   return Reader(file, label).read();
+}
+
+std::vector<std::byte> unpack(const ZipEntry& entry, const std::string& label) {
+  const std::string prefix = "[zip] " + label + ": ";
+  MOH_CHECK(entry.deflated, prefix, "packed in a way that is not read, or encrypted; save it again with np.savez");
+  // Deflate makes at most 1032 bytes of one: what claims more would only cost memory.
+  constexpr std::uint64_t kLargestGain = 1032;
+  MOH_CHECK(entry.size / kLargestGain <= entry.bytes.size(), prefix, entry.bytes.size(), " bytes cannot unpack to ",
+            entry.size);
+  std::vector<std::byte> content(entry.size);
+  z_stream stream{};
+  constexpr int kWithoutHeader = -15;
+  MOH_CHECK(inflateInit2(&stream, kWithoutHeader) == Z_OK, prefix, "no memory to unpack it");
+  constexpr std::uint64_t kMost = 1U << 30;  // zlib counts in 32 bits
+  std::uint64_t taken = 0, made = 0;
+  int status = Z_OK;
+  while (status == Z_OK) {
+    const std::uint64_t give = std::min(kMost, entry.bytes.size() - taken),
+                        room = std::min(kMost, content.size() - made);
+    stream.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(entry.bytes.data() + taken));
+    stream.avail_in = static_cast<uInt>(give);
+    stream.next_out = reinterpret_cast<Bytef*>(content.data() + made);
+    stream.avail_out = static_cast<uInt>(room);
+    status = inflate(&stream, Z_NO_FLUSH);
+    taken += give - stream.avail_in;
+    made += room - stream.avail_out;
+    if (status == Z_OK && give == stream.avail_in && room == stream.avail_out) break;
+  }
+  inflateEnd(&stream);
+  MOH_CHECK(status == Z_STREAM_END && made == content.size(), prefix, "damaged: it does not unpack to its ", entry.size,
+            " bytes");
+  std::uint32_t checksum = 0xffffffff;
+  checksum = ~zip_crc(checksum, {reinterpret_cast<const unsigned char*>(content.data()), content.size()});
+  MOH_CHECK(checksum == entry.checksum, prefix, "damaged: its checksum is wrong");
+  return content;
 }
 
 }  // namespace moh::io

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "moh/base/error.h"
+#include "moh/io/model_folder.h"
 #include "moh/layers/rope.h"
 #include "moh/models/llama_routing.h"
 #include "moh/ops/head_attention.h"
@@ -209,8 +210,9 @@ Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
 }
 
 Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, ReadAs as) {
-  LlamaConfig config = parse_llama_config(io::load_config(folder), folder + "/config.json", as);
-  return Llama(std::move(config), io::load_tensors(folder, dtype));
+  io::ModelFolder files = io::load_model(folder, dtype);
+  LlamaConfig config = parse_llama_config(files.config, files.described_by, as);
+  return Llama(std::move(config), std::move(files.tensors));
 }
 
 void Llama::save(const std::string& folder) const {

@@ -33,7 +33,8 @@ struct ImageTask::Loader {
   const ImageTaskOptions& options;
   data::PictureFormat format;
   std::int64_t classes;
-  std::int64_t count = 0;  // pictures a batch
+  std::int64_t count = 0;   // pictures a batch
+  std::int64_t offset = 0;  // of batch 0: a run that was resumed with another batch size begins anywhere
   Clock::time_point since = Clock::now();
   double paused = 0;  // seconds of validation, during which nobody takes
 
@@ -90,7 +91,7 @@ struct ImageTask::Loader {
     batch.pictures.resize(static_cast<std::size_t>(count * pixels));
     std::vector<std::int64_t> labels;
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t position = number * count + i;
+      const std::int64_t position = offset + number * count + i;
       io::Image image;
       const std::int64_t picture = read(picture_at(position), image);
       data::Random random(options.seed + kPictureStream, static_cast<std::uint64_t>(position));
@@ -107,10 +108,10 @@ struct ImageTask::Loader {
   }
 
   Batch take(std::int64_t position, std::int64_t wanted) {
-    MOH_CHECK(position % wanted == 0, "[train] a batch of ", wanted, " cannot begin at picture ", position);
-    if (!batches || count != wanted || batches->next() != position / wanted) {
+    if (!batches || count != wanted || offset != position % wanted || batches->next() != position / wanted) {
       batches.reset();
       count = wanted;
+      offset = position % wanted;
       batches = std::make_unique<data::OrderedLoader<Batch>>([this](std::int64_t number) { return make(number); },
                                                              position / wanted, options.workers, options.workers + 1);
       since = Clock::now();

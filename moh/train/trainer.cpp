@@ -95,6 +95,7 @@ struct Trainer::Impl {
   io::EventWriter events;
   std::ofstream log;
   std::int64_t step = 0, items = 0;
+  std::int64_t examples = 0;  // of the training data, taken in all steps so far, whatever their batches
 
   Impl(TrainConfig train_config, Task& train_task, std::string out, Listener heard)
       : config(std::move(train_config)),
@@ -168,6 +169,7 @@ struct Trainer::Impl {
     Json trainer = Json::object();
     trainer["step"] = step;
     trainer["items"] = items;
+    trainer["examples"] = examples;
     if (scale.dynamic) {
       trainer["loss_scale"] = {
           {"value", scale.value}, {"good_steps", scale.good_steps}, {"skipped_steps", scale.skipped_steps}};
@@ -201,7 +203,7 @@ struct Trainer::Impl {
     const std::int64_t part = config.batch / config.accumulate;
     const double weight = 1.0 / static_cast<double>(config.accumulate);
     for (std::int64_t i = 0; i < config.accumulate; ++i) {
-      BatchLoss loss = task.loss(step * config.batch + i * part, part);
+      BatchLoss loss = task.loss(examples + i * part, part);
       check_finite("loss", loss.loss);
       check_finite("load-balance loss", loss.load_balance_loss);
       (loss.objective * (weight * scale.value)).backward();
@@ -271,6 +273,7 @@ struct Trainer::Impl {
       const double lr = schedule(step);
       const BatchLoss loss = train_step(gradient_norm);
       ++step;
+      examples += config.batch;
       items += loss.items;
       items_since += loss.items;
       const bool last = step == config.steps;
@@ -356,6 +359,16 @@ void Trainer::resume(const std::string& checkpoint) {
   }
   impl_->step = trainer["step"].get<std::int64_t>();
   impl_->items = trainer["items"].get<std::int64_t>();
+  // Checkpoints that do not say it were made with one batch size all along, which they do say.
+  const std::int64_t batch = trainer.contains("train") && trainer["train"].is_object()
+                                 ? trainer["train"].value("batch", impl_->config.batch)
+                                 : impl_->config.batch;
+  impl_->examples = impl_->step * batch;
+  if (trainer.contains("examples")) {
+    MOH_CHECK(trainer["examples"].is_number_integer() && trainer["examples"].get<std::int64_t>() >= 0, "[train] ", file,
+              " is damaged: `examples` must be a number");
+    impl_->examples = trainer["examples"].get<std::int64_t>();
+  }
 }
 
 bool Trainer::run(const std::atomic<bool>& stop) { return impl_->run(stop); }
