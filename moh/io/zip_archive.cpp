@@ -94,6 +94,7 @@ class Reader {
     }
     const Bytes name = file_.subspan(place + kCentralBytes, name_bytes);
     ZipEntry entry;
+    entry.checksum = number_at<std::uint32_t>(file_, place + 16);
     entry.name.assign(reinterpret_cast<const char*>(name.data()), name.size());
     read_zip64(file_.subspan(place + kCentralBytes + name_bytes, extra_bytes), size, packed, local);
     place += kCentralBytes + name_bytes + extra_bytes + comment_bytes;
@@ -102,7 +103,6 @@ class Reader {
     entry.packed = (flags & 1U) != 0 || method != kStored || packed != size;
     entry.deflated = (flags & 1U) == 0 && method == kDeflated;
     entry.size = size;
-    entry.checksum = number_at<std::uint32_t>(file_, place + 16);
     if (!fits(file_, local, kLocalBytes) || number_at<std::uint32_t>(file_, local) != kLocal) {
       complain("an entry's header lies outside the file; is it cut short?");
     }

@@ -280,12 +280,14 @@ LlamaConfig parse_model_part(const Json& source, const std::string& where) {
   read(json, "rope_theta", config.rope_theta, where);
   double rotated = 1;
   read(json, "partial_rotary_factor", rotated, where);
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {  // the second since transformers 5
+  // The second since transformers 5, which takes the first alone where a file has both.
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
     const auto scaling = json.find(key);
-    if (scaling == json.end() || scaling->is_null()) continue;
+    if (scaling == json.end() || scaling->empty()) continue;  // null, {}
     config.rope_scaling = parse_rope_scaling(*scaling, key, where);
     read(*scaling, "rope_theta", config.rope_theta, where);
     read(*scaling, "partial_rotary_factor", rotated, where);
+    break;
   }
   MOH_CHECK(rotated == 1 || (family.partial_rotary && rotated > 0 && rotated < 1), "[", where,
             "] `partial_rotary_factor` ", rotated, " is not supported for ", family.model_type);

@@ -129,6 +129,32 @@ def make_torch_file():
         put("torch_file", "pickle", next(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")))
 
 
+def make_gguf():
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def file(values, tensors, data, version=3):
+        out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
+        for key, kind, content in values:
+            out += text(key) + struct.pack("<I", kind) + content
+        for name, dims, kind, offset in tensors:
+            out += text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, offset)
+        return out + bytes(-len(out) % 32) + data if tensors else out
+
+    def numbers(kind, code, *items):
+        return struct.pack("<IQ", kind, len(items)) + struct.pack(f"<{len(items)}{code}", *items)
+    put("gguf", "values", file([("general.architecture", 8, text("llama")), ("u8", 0, b"\1"), ("i16", 3, struct.pack("<h", -2)),
+                                ("f64", 12, struct.pack("<d", 1.5)), ("flag", 7, b"\1"), ("u64", 10, struct.pack("<Q", 7))], [], b""))
+    put("gguf", "lists", file([("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")),
+                               ("tokenizer.ggml.token_type", 9, numbers(5, "i", 1, 3)), ("scores", 9, numbers(6, "f", 0.5)),
+                               ("general.alignment", 4, struct.pack("<I", 32))], [("a", (3,), 0, 0)], bytes(12)))
+    for kind, values, size in ((0, 1, 4), (1, 1, 2), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34), (10, 256, 84),
+                               (11, 256, 110), (12, 256, 144), (13, 256, 176), (14, 256, 210), (20, 32, 18), (23, 256, 136), (30, 1, 2)):
+        data = bytes(i * 37 % 256 for i in range(2 * size))
+        put("gguf", f"type_{kind}", file([], [("w", (values, 2), kind, 0)], data, version=2))
+    put("gguf", "two", file([], [("a", (8,), 0, 0), ("b", (32, 1), 8, 32)], bytes(32 + 34)))
+
+
 def png(width, height, depth, color, rows):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -153,5 +179,5 @@ def make_image():
             put("image", f"{mode.lower()}{'_progressive' if progressive else ''}.jpg", file.getvalue())
 
 
-for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_image):
+for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_gguf, make_image):
     make()

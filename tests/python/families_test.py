@@ -59,6 +59,8 @@ CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # the others are named after the model
 CONVERTED = {"gemma2": ["--activated", 0.5], "gemma3": ["--activated", 0.5], "phi3_partial": ["--activated", 0.5],
              "olmo2": ["--activated", 0.67], "granite": ["--activated", 0.5]}
 
+OF_TORCH = {"llama2", "smollm", "smollm3", "mistral", "qwen2", "qwen3", "gemma"}  # one of every family, and a tied one
+
 
 def as_version_4(config):
     """config.json with the keys of transformers 4: rope_theta beside rope_scaling, torch_dtype, no layer_types."""
@@ -104,6 +106,12 @@ def make(name, folder, seed, dtype=torch.float32):
         shutil.copy(new / "model.safetensors", old)
         (old / "config.json").write_text(json.dumps(as_version_4(written)))
         folders.append(old.name)
+        if name in OF_TORCH:  # weights as torch.save writes them, the older way
+            of_torch = folder / f"{name}_bin"
+            of_torch.mkdir()
+            shutil.copy(old / "config.json", of_torch)
+            torch.save(model.state_dict(), of_torch / "pytorch_model.bin")
+            folders.append(of_torch.name)
     if dtype != torch.float32:  # anew: converting a model converts its rotary frequencies too
         model = type(model).from_pretrained(new, dtype=torch.float32, attn_implementation="eager")
     ids = torch.randint(SMALL["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(seed))
