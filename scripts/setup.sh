@@ -18,7 +18,7 @@ if ((${#missing[@]})); then
     command -v sudo >/dev/null || { echo "setup: not root and no sudo; install by hand: ${missing[*]}" >&2; exit 1; }
     as_root=(sudo)
   fi
-  echo "setup: Debian packages are missing and are installed now, by ${as_root[*]} apt-get install: ${missing[*]}"
+  echo "setup: Debian packages are missing and are installed now, by ${as_root[*]:+sudo }apt-get install: ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
@@ -61,7 +61,7 @@ if [[ -n $site ]]; then
   .venv/bin/python -c 'import sys, sysconfig, pathlib
 pathlib.Path(sysconfig.get_path("purelib"), "moh_torch.pth").write_text(sys.argv[1] + "\n")' "$site"
 else
-  echo "setup: downloading torch $torch_version (200 MB for CPUs alone, more with CUDA) and numpy into .venv by pip"
+  echo "setup: downloading torch $torch_version and numpy into .venv by pip"
   .venv/bin/python -m pip install -q --disable-pip-version-check "torch==$torch_version" numpy 2>&1 | grep -v "is ignored" || true
 fi
 .venv/bin/python -c 'import torch' || { echo "setup: .venv/bin/python cannot import torch; remove .venv and run again" >&2; exit 1; }
