@@ -94,7 +94,7 @@ int eval_tasks(const Context& context, const std::string& model_folder, const st
   models::Llama model = models::Llama::load(model_folder, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   heads.apply(model.mutable_config());
-  const auto tokenizer = io::load_tokenizer(model_folder);
+  const auto tokenizer = text::load_tokenizer(model_folder);
   std::ofstream samples;
   std::mutex writing;
   if (!options.samples.empty()) {
@@ -123,9 +123,9 @@ int eval_tasks(const Context& context, const std::string& model_folder, const st
   for (int patience = 25; running.wait_for(kStep) != std::future_status::ready;) {
     if (interrupted && --patience == 0) {
       progress.finish();
-      const std::lock_guard lock(writing);
-      samples.flush();
       report(context, evaluator.results());
+      const std::lock_guard lock(writing);  // no half lines
+      samples.flush();
       _exit(kInterruptedStatus);
     }
   }

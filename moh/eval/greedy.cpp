@@ -8,7 +8,7 @@
 
 #include "moh/base/error.h"
 #include "moh/eval/perplexity.h"
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 namespace moh::eval {
 namespace {
@@ -49,7 +49,7 @@ struct GreedyGenerator::Row {
   std::int64_t prompt_length;
 };
 
-GreedyGenerator::GreedyGenerator(const models::Llama& model, const io::Tokenizer& tokenizer, GreedyOptions options)
+GreedyGenerator::GreedyGenerator(const models::Llama& model, const text::Tokenizer& tokenizer, GreedyOptions options)
     : model_(model), tokenizer_(tokenizer), options_(std::move(options)) {
   MOH_CHECK(options_.max_tokens < model.config().max_position_embeddings, "[eval] the model's context of ",
             model.config().max_position_embeddings, " tokens leaves no room for a prompt and an answer of up to ",
@@ -89,7 +89,7 @@ std::string GreedyGenerator::text_of(const Ids& ids) const {
   for (const std::int64_t id : ids) {
     if (id < tokenizer_.vocab_size() && !tokenizer_.piece_bytes(id).empty()) shown.push_back(id);
   }
-  return shown.empty() ? std::string() : io::repair_utf8(tokenizer_.decode(shown));
+  return shown.empty() ? std::string() : text::repair_utf8(tokenizer_.decode(shown));
 }
 
 void GreedyGenerator::run(std::vector<Row> rows, const std::function<void(std::size_t, const std::string&)>& done) {

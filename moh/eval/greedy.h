@@ -7,7 +7,7 @@
 
 #include "moh/eval/batch.h"
 #include "moh/eval/likelihood.h"
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 #include "moh/models/llama.h"
 
 namespace moh::eval {
@@ -23,7 +23,7 @@ struct GreedyOptions {
 class GreedyGenerator {
  public:
   // Error: no room for max_tokens in the model's context.
-  GreedyGenerator(const models::Llama& model, const io::Tokenizer& tokenizer, GreedyOptions options);
+  GreedyGenerator(const models::Llama& model, const text::Tokenizer& tokenizer, GreedyOptions options);
 
   // A prompt too long for what is to come loses its beginning. Texts are told in an order of their own.
   void generate(const std::vector<Ids>& prompts, const std::function<void(std::size_t, const std::string&)>& done);
@@ -39,7 +39,7 @@ class GreedyGenerator {
   void count(const models::LlamaOutput& output, double tokens);
 
   const models::Llama& model_;
-  const io::Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   GreedyOptions options_;
   double active_ = 0, tokens_ = 0;
 };

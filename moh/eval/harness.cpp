@@ -163,7 +163,7 @@ class Evaluator::TaskRun {
   // Tokens that end a text, and stop strings that are special tokens, which a decoded text does not show.
   Ids end_ids() const {
     Ids ids = options_.end_ids;
-    const io::Tokenizer& tokenizer = tokenizer_.tokenizer();
+    const text::Tokenizer& tokenizer = tokenizer_.tokenizer();
     if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
     for (const std::string& stop : task_.until) {
       const Ids one = tokenizer.encode(stop, true);
@@ -245,7 +245,7 @@ class Evaluator::TaskRun {
   double active_heads_ = 1, seconds_ = 0;
 };
 
-Evaluator::Evaluator(const models::Llama& model, const io::Tokenizer& tokenizer, const Selection& selection,
+Evaluator::Evaluator(const models::Llama& model, const text::Tokenizer& tokenizer, const Selection& selection,
                      EvaluationOptions options)
     : model_(model), options_(std::move(options)), groups_(selection.groups) {
   MOH_CHECK(options_.limit >= 0 && std::isfinite(options_.limit), "[eval] --limit must not be negative, got ",

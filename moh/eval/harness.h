@@ -10,7 +10,7 @@
 
 #include "moh/eval/batch.h"
 #include "moh/eval/task.h"
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 #include "moh/models/llama.h"
 
 namespace moh::eval {
@@ -49,7 +49,7 @@ struct Evaluation {
 class Evaluator {
  public:
   // Reads every file. `model` and `tokenizer` must outlive it. Errors: see load_documents; options out of range.
-  Evaluator(const models::Llama& model, const io::Tokenizer& tokenizer, const Selection& selection,
+  Evaluator(const models::Llama& model, const text::Tokenizer& tokenizer, const Selection& selection,
             EvaluationOptions options);
   ~Evaluator();
 

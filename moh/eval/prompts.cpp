@@ -88,7 +88,7 @@ std::vector<std::pair<std::string, std::string>> requests(const Task& task, cons
   return list;
 }
 
-PromptTokenizer::PromptTokenizer(const io::Tokenizer& tokenizer, std::int64_t bos)
+PromptTokenizer::PromptTokenizer(const text::Tokenizer& tokenizer, std::int64_t bos)
     : tokenizer_(tokenizer),
       bos_(tokenizer.bos_id() >= 0 || tokenizer.kind() != "bytes" ? tokenizer.bos_id() : bos),
       adds_bos_((tokenizer.kind() == "bytes" || tokenizer.adds_bos()) && bos_ >= 0) {}

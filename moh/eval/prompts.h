@@ -8,7 +8,7 @@
 #include "moh/eval/likelihood.h"
 #include "moh/eval/python_random.h"
 #include "moh/eval/task.h"
-#include "moh/io/tokenizer.h"
+#include "moh/text/tokenizer.h"
 
 namespace moh::eval {
 
@@ -36,7 +36,7 @@ std::vector<std::pair<std::string, std::string>> requests(const Task& task, cons
 class PromptTokenizer {
  public:
   // `bos`: the model's, where the tokenizer has none of its own.
-  PromptTokenizer(const io::Tokenizer& tokenizer, std::int64_t bos);
+  PromptTokenizer(const text::Tokenizer& tokenizer, std::int64_t bos);
   // With BOS in front if the tokenizer says so and the text does not begin with it. Special tokens in the text are
   // read.
   Ids encode(const std::string& text) const;
@@ -44,10 +44,10 @@ class PromptTokenizer {
   // own tokens are counted off. An empty context is BOS, or EOS where there is none.
   Continuation encode_pair(std::string context, std::string continuation) const;
   bool adds_bos() const { return adds_bos_; }
-  const io::Tokenizer& tokenizer() const { return tokenizer_; }
+  const text::Tokenizer& tokenizer() const { return tokenizer_; }
 
  private:
-  const io::Tokenizer& tokenizer_;
+  const text::Tokenizer& tokenizer_;
   std::int64_t bos_;
   bool adds_bos_;
 };

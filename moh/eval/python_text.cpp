@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 namespace moh::eval {
 namespace {
@@ -15,11 +15,11 @@ bool is_space(std::uint32_t c) {
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-std::size_t first_size(std::string_view text) { return std::max<std::size_t>(1, io::utf8_length(text)); }
+std::size_t first_size(std::string_view text) { return std::max<std::size_t>(1, text::utf8_length(text)); }
 
 std::uint32_t first_code_point(std::string_view text) {
-  const std::size_t size = io::utf8_length(text);
-  return size == 0 ? 0xfffd : io::utf8_code_point(text.substr(0, size));
+  const std::size_t size = text::utf8_length(text);
+  return size == 0 ? 0xfffd : text::utf8_code_point(text.substr(0, size));
 }
 
 void append_lower(std::string& text, std::uint32_t c) {
@@ -27,7 +27,7 @@ void append_lower(std::string& text, std::uint32_t c) {
     text += "i\xcc\x87";
     return;
   }
-  io::append_utf8(text, static_cast<std::uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+  text::append_utf8(text, static_cast<std::uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
 }
 
 }  // namespace
@@ -62,7 +62,7 @@ std::string capitalize(std::string_view text) {
   if (first == 0xdf) {  // sharp s
     result = "Ss";
   } else {
-    io::append_utf8(result, static_cast<std::uint32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(first))));
+    text::append_utf8(result, static_cast<std::uint32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(first))));
   }
   return result + lower(text.substr(first_size(text)));
 }

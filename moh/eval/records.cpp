@@ -9,7 +9,7 @@
 #include "moh/base/error.h"
 #include "moh/eval/python_text.h"
 #include "moh/io/files.h"
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 namespace moh::eval {
 namespace {
@@ -113,7 +113,7 @@ std::string read_text(const std::string& path) {
   std::string text = io::read_file(path, kMaxBytes);
   if (path.ends_with(".gz")) text = unpack(text, path);
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);
-  MOH_CHECK(io::is_utf8(text), "[eval] ", path, " is not UTF-8 text");
+  MOH_CHECK(text::is_utf8(text), "[eval] ", path, " is not UTF-8 text");
   return text;
 }
 

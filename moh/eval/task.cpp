@@ -15,12 +15,15 @@ const std::map<std::string, std::vector<std::string>> kSplits = {
 
 std::vector<std::string> file_names(const Task& task, const std::string& split) {
   std::vector<std::string> names;
-  for (const std::string& pattern : task.files) {
+  std::vector<std::string> patterns = {task.name + "/*"};
+  patterns.insert(patterns.end(), task.files.begin(), task.files.end());
+  for (const std::string& pattern : patterns) {
     for (const std::string& word : kSplits.at(split)) names.push_back(replace(pattern, "*", word));
   }
   if (split == task.split) names.insert(names.end(), task.evaluation_files.begin(), task.evaluation_files.end());
   for (std::size_t i = 0, full = names.size(); i < full; ++i) {
     const std::string inside = names[i].substr(names[i].find('/') + 1);
+    if (task.is_subject && inside.find('/') == std::string::npos) continue;  // subjects would all take one file
     if (std::find(names.begin(), names.end(), inside) == names.end()) names.push_back(inside);
   }
   return names;

@@ -44,8 +44,8 @@ struct Task {
   Kind kind = Kind::kChoices;
   std::vector<std::string> metrics = {"acc"};
 
-  // File names without extension, relative to the folder of all data; "*" stands for the names of a split (kSplits).
-  // Where the folder is this task's own, the first folder of a name is left out.
+  // File names without extension, relative to the folder of all data, beside NAME/*; "*" stands for the names of a
+  // split (kSplits). Where the folder is this task's own, the first folder of a name is left out.
   std::string split = "test";  // what is evaluated
   std::string shots_split = "train";
   std::vector<std::string> files = {};
@@ -57,6 +57,7 @@ struct Task {
   int default_shots = 0;
   bool takes_shots = true;
   bool first_shots = false;  // the first ones, instead of drawn ones
+  bool is_subject = false;   // one of many in a folder
   // Draws one example more and leaves the document itself out.
   bool leaves_document_out = false;
 

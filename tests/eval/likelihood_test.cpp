@@ -9,8 +9,8 @@
 
 #include "moh/eval/greedy.h"
 #include "moh/generate/generate.h"
-#include "moh/io/utf8.h"
 #include "moh/models/llama_config.h"
+#include "moh/text/utf8.h"
 #include "tests/base/error_of.h"
 
 namespace moh::eval {
@@ -139,13 +139,14 @@ TEST(Likelihood, StopsAndRefuses) {
 }
 
 TEST(Greedy, ManyAtATimeAreAsEachAlone) {
-  const auto bytes = io::bytes_tokenizer();
+  const auto bytes = text::bytes_tokenizer();
   Texts text;
   std::vector<Ids> prompts;
   for (const std::size_t length : {1, 30, 9, 30, 17, 4}) prompts.push_back(text(length));
   for (const char* preset : {"llm-tiny", "moh-llm-tiny"}) {
     const models::Llama model = small_model(preset);
-    GreedyGenerator generator(model, *bytes, {.max_tokens = 24, .until = {}, .end_ids = {3}, .rows = 4, .batch = {.tokens = 8}});
+    GreedyGenerator generator(model, *bytes,
+                              {.max_tokens = 24, .until = {}, .end_ids = {3}, .rows = 4, .batch = {.tokens = 8}});
     std::vector<std::string> got(prompts.size(), "?");
     generator.generate(prompts, [&](std::size_t i, const std::string& said) { got[i] = said; });
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -154,13 +155,13 @@ TEST(Greedy, ManyAtATimeAreAsEachAlone) {
         if (id < 256) alone.push_back(id);  // the others are no bytes
       }
       std::string all = bytes->decode(alone);
-      EXPECT_EQ(got[i], io::repair_utf8(all)) << preset << ", prompt " << i;
+      EXPECT_EQ(got[i], text::repair_utf8(all)) << preset << ", prompt " << i;
     }
   }
 }
 
 TEST(Greedy, EndsBeforeStopStringsInTheirOrder) {
-  const auto bytes = io::bytes_tokenizer();
+  const auto bytes = text::bytes_tokenizer();
   const models::Llama model = small_model("llm-tiny");
   std::string all;
   const Ids prompt = {65, 66, 67};

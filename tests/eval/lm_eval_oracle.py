@@ -44,7 +44,7 @@ def local_task_files(data, folder):
             continue
         splits = {file.stem: str(file) for file in sorted((data / name).glob("*.jsonl"))}
         for split in ("train", "validation", "test", "dev"):  # one that no shot is drawn from still has to be there
-            splits.setdefault(split, splits.get("test", splits.get("validation")))
+            splits.setdefault(split, next(iter(splits.values())))
         (folder / f"task_{name}.yaml").write_text(
             f"include: {path}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files: {json.dumps(splits)}\n"
             f"task: {name}\n" + "".join(line + "\n" for line in text.splitlines() if line.startswith('"tag"')))

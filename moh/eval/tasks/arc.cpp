@@ -15,7 +15,7 @@ Document read(const Record& record) {
 Task arc(const std::string& name, const std::string& dataset) {
   return {.name = name,
           .metrics = {"acc", "acc_norm"},
-          .files = {name + "/*", dataset + "/*", "arc/" + name + "_*", "ai2_arc/" + dataset + "/*"},
+          .files = {dataset + "/*", "arc/" + name + "_*", "ai2_arc/" + dataset + "/*"},
           .evaluation_files = {"arc/" + name},
           .read = read};
 }

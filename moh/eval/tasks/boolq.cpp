@@ -29,7 +29,6 @@ Document read(const Record& record) {
 const RegisteredTask boolq{{.name = "boolq",
                             .version = 2,
                             .split = "validation",
-                            .files = {"boolq/*"},
                             .evaluation_files = {"boolq/boolq", "boolq/dev"},
                             .read = read,
                             .leaves_document_out = true}};

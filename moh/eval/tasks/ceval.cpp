@@ -81,7 +81,8 @@ bool add_all() {
               .load = load,
               .read = read,
               .description = std::string("以下是中国关于") + words + "的单项选择题，请选出其中的正确答案。\n\n",
-              .first_shots = true};
+              .first_shots = true,
+              .is_subject = true};
     group.tasks.push_back(task.name);
     tasks().push_back(std::move(task));
   }

@@ -94,7 +94,8 @@ bool add_all() {
               .load = load,
               .read = read,
               .description = std::string("以下是关于") + words + "的单项选择题，请直接给出正确答案的选项。\n\n",
-              .first_shots = true};
+              .first_shots = true,
+              .is_subject = true};
     group.tasks.push_back(task.name);
     tasks().push_back(std::move(task));
   }

@@ -56,7 +56,7 @@ const RegisteredTask gsm8k{
      .version = 3,
      .kind = Kind::kGenerate,
      .metrics = {"exact_match"},
-     .files = {"gsm8k/*", "gsm8k/main/*"},
+     .files = {"gsm8k/main/*"},
      .read =
          [](const Record& record) {
            Document document;

@@ -34,7 +34,7 @@ Document read(const Record& record) {
 const RegisteredTask hellaswag{{.name = "hellaswag",
                                 .metrics = {"acc", "acc_norm"},
                                 .split = "validation",
-                                .files = {"hellaswag/*", "hellaswag/hellaswag_*"},
+                                .files = {"hellaswag/hellaswag_*"},
                                 .evaluation_files = {"hellaswag/val_1000"},
                                 .read = read,
                                 .leaves_document_out = true}};

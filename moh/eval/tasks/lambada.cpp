@@ -19,7 +19,7 @@ const RegisteredTask lambada{{.name = "lambada_openai",
                               .kind = Kind::kLogLikelihood,
                               .metrics = {"perplexity", "acc"},
                               .shots_split = "test",
-                              .files = {"lambada_openai/*", "lambada/*"},
+                              .files = {"lambada/*"},
                               .evaluation_files = {"lambada/lambada_openai", "lambada/lambada_test"},
                               .read = read}};
 

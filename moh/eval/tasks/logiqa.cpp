@@ -46,7 +46,6 @@ Document read(const Record& record) {
 
 const RegisteredTask logiqa{{.name = "logiqa",
                              .metrics = {"acc", "acc_norm"},
-                             .files = {"logiqa/*"},
                              .evaluation_files = {"logiqa/Test"},
                              .load = load,
                              .read = read}};

@@ -78,7 +78,8 @@ bool add_all() {
                 .read = read,
                 .description = "The following are multiple choice questions (with answers) about " +
                                replace(subject, "_", " ") + ".\n\n",
-                .first_shots = true};
+                .first_shots = true,
+                .is_subject = true};
       group.tasks.push_back(task.name);
       all.tasks.push_back(task.name);
       tasks().push_back(std::move(task));

@@ -3,7 +3,7 @@
 
 #include "moh/eval/python_text.h"
 #include "moh/eval/task.h"
-#include "moh/io/utf8.h"
+#include "moh/text/utf8.h"
 
 namespace moh::eval {
 namespace {
@@ -24,8 +24,8 @@ std::string without_articles(const std::string& text) {
       continue;  // a space stands before now
     }
     const std::string_view left = std::string_view(text).substr(at);
-    const std::size_t size = std::max<std::size_t>(1, io::utf8_length(left));
-    after_word = io::utf8_length(left) > 0 && is_word_character(io::utf8_code_point(left.substr(0, size)));
+    const std::size_t size = std::max<std::size_t>(1, text::utf8_length(left));
+    after_word = text::utf8_length(left) > 0 && is_word_character(text::utf8_code_point(left.substr(0, size)));
     rest.append(left.substr(0, size));
     at += size;
   }
@@ -47,7 +47,7 @@ const RegisteredTask nq_open{
      .kind = Kind::kGenerate,
      .metrics = {"exact_match"},
      .split = "validation",
-     .files = {"nq_open/*", "nq_open/NQ-open.*"},
+     .files = {"nq_open/NQ-open.*"},
      .evaluation_files = {"nq_open/NQ-open.dev"},
      .read =
          [](const Record& record) {

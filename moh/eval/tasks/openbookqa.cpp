@@ -6,7 +6,6 @@ namespace {
 
 const RegisteredTask openbookqa{{.name = "openbookqa",
                                  .metrics = {"acc", "acc_norm"},
-                                 .files = {"openbookqa/*"},
                                  .evaluation_files = {"openbookqa/openbook_qa"},
                                  .read = [](const Record& record) {
                                    const bool query = is_query_form(record);

@@ -29,7 +29,6 @@ std::vector<Record> load(const std::string& path) {
 const RegisteredTask piqa{{.name = "piqa",
                            .metrics = {"acc", "acc_norm"},
                            .split = "validation",
-                           .files = {"piqa/*"},
                            .load = load,
                            .read =
                                [](const Record& record) {

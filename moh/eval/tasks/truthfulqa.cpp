@@ -54,7 +54,7 @@ Task truthfulqa(const std::string& name, const char* targets, double version, Sc
   return {.name = name,
           .version = version,
           .split = "validation",
-          .files = {"truthfulqa/*", name + "/*", "truthful_qa/*", "truthful_qa/multiple_choice/*"},
+          .files = {"truthfulqa/*", "truthful_qa/*", "truthful_qa/multiple_choice/*"},
           .evaluation_files = {"truthfulqa/TruthfulQA"},
           .load = load,
           .read =

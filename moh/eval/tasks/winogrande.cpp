@@ -27,7 +27,7 @@ Document read(const Record& record) {
 const RegisteredTask winogrande{{.name = "winogrande",
                                  .kind = Kind::kContexts,
                                  .split = "validation",
-                                 .files = {"winogrande/*", "winogrande/winogrande_*"},
+                                 .files = {"winogrande/winogrande_*"},
                                  .evaluation_files = {"winogrande/winogrande", "winogrande/dev"},
                                  .read = read,
                                  .leaves_document_out = true}};
