@@ -79,6 +79,7 @@ void TaskEval::add_options(CLI::App& app) {
          "gsm8k, hellaswag, lambada_openai, logiqa, mmlu, nq_open, openbookqa, piqa, sciq, truthfulqa_mc1, "
          "truthfulqa_mc2, winogrande, or one subject like mmlu_anatomy; --data is a folder of their files")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->group(group);
   app.add_option("--shots", shots, "examples before every question; default: 0, gsm8k 5")->group(group);

@@ -10,7 +10,8 @@ Document read(const Record& record) {
   const std::size_t last = text.rfind(' ');
   Document document;
   if (last != std::string::npos) document.prompt = text.substr(0, last);
-  document.targets = {" " + text.substr(last == std::string::npos ? 0 : last + 1)};
+  document.targets = {" "};
+  document.targets[0] += text.substr(last == std::string::npos ? 0 : last + 1);
   return document;
 }
 
