@@ -17,12 +17,24 @@ void stop_if(const std::function<bool()>& cancelled) {
   if (cancelled && cancelled()) throw Cancelled();
 }
 
-at::Tensor output_matrix(const models::Llama& model) {
-  const std::string name = model.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  for (const auto& [each, tensor] : model.parameters()) {
-    if (each == name) return tensor;
-  }
-  fail("[eval] the model has no tensor `", name, "`");
+OutputHead::OutputHead(const models::Llama& model) : config_(model.config()) {
+  const auto find = [&](const std::string& name) -> std::optional<at::Tensor> {
+    for (const auto& [each, tensor] : model.parameters()) {
+      if (each == name) return tensor;
+    }
+    return std::nullopt;
+  };
+  auto weight = find("lm_head.weight");
+  if (!weight) weight = find("model.embed_tokens.weight");  // tied
+  MOH_CHECK(weight, "[eval] the model has no tensor `lm_head.weight`");
+  head_ = layers::Linear(*weight, find("lm_head.bias"));
+}
+
+at::Tensor OutputHead::operator()(const at::Tensor& hidden) const {
+  at::Tensor logits = head_(hidden);
+  if (config_.logits_divisor != 1) logits = logits / config_.logits_divisor;
+  if (const double cap = config_.logits_soft_cap; cap > 0) logits = at::tanh(logits / cap) * cap;
+  return logits;
 }
 
 RowBatch::RowBatch(const std::vector<Ids>& rows, const std::vector<std::int64_t>& past, std::int64_t cached,

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "moh/layers/linear.h"
 #include "moh/models/llama.h"
 
 namespace moh::eval {
@@ -35,8 +36,16 @@ struct RowBatch {
 
 // A layer that sees a window of keys counts padding as keys.
 bool has_windows(const models::Llama& model);
-// The matrix [V, C] that makes logits of LlamaOutput::last_hidden.
-at::Tensor output_matrix(const models::Llama& model);
+// Logits [N, V] of some rows [N, C] of LlamaOutput::last_hidden, as the model itself makes them.
+class OutputHead {
+ public:
+  explicit OutputHead(const models::Llama& model);
+  at::Tensor operator()(const at::Tensor& hidden) const;
+
+ private:
+  const models::LlamaConfig& config_;
+  layers::Linear head_;
+};
 // How many sequences of this length may be in a cache at once: at least one.
 std::int64_t max_cache_rows(const models::Llama& model, std::int64_t length);
 

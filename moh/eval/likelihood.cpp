@@ -45,7 +45,7 @@ struct LikelihoodScorer::Unit {
 };
 
 LikelihoodScorer::LikelihoodScorer(const models::Llama& model, BatchOptions options)
-    : model_(model), options_(std::move(options)), windows_(has_windows(model)), matrix_(output_matrix(model)) {
+    : model_(model), options_(std::move(options)), windows_(has_windows(model)), head_(model) {
   MOH_CHECK(options_.tokens > 0, "[eval] a batch must have at least one token, got ", options_.tokens);
 }
 
@@ -278,7 +278,7 @@ void LikelihoodScorer::settle(const at::Tensor& hidden, const std::vector<Need>&
     const auto index = [&](const std::vector<std::int64_t>& values) {
       return at::tensor(values, at::TensorOptions(at::kLong)).to(hidden.device());
     };
-    const at::Tensor logits = at::linear(hidden.index_select(0, index(positions)), matrix_).to(at::kFloat);
+    const at::Tensor logits = head_(hidden.index_select(0, index(positions))).to(at::kFloat);
     const at::Tensor normal = at::logsumexp(logits, {-1}).cpu(), best = logits.argmax(-1).cpu();
     const at::Tensor wanted = logits.reshape({-1}).index_select(0, index(places)).cpu();
     for (std::size_t i = 0; i < asked.size(); ++i) {

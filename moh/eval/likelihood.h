@@ -52,8 +52,8 @@ class LikelihoodScorer {
   const models::Llama& model_;
   BatchOptions options_;
   bool windows_ = false;  // some layer sees a window of keys, where padding would take room
-  at::Tensor matrix_;     // makes logits
-  Ids beginning_;         // of all inputs of a call
+  OutputHead head_;
+  Ids beginning_;  // of all inputs of a call
   models::KvCache beginning_cache_;
   double active_ = 0, tokens_ = 0;
 };
