@@ -2,21 +2,28 @@
 #include "moh/generate/generate.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
+#include <iostream>
 #include <memory>
 
 #include "cli/command.h"
 #include "cli/run_time_heads.h"
 #include "moh/generate/end_tokens.h"
+#include "moh/io/files.h"
+#include "moh/text/chat_template.h"
+#include "moh/text/text_stream.h"
 #include "moh/text/tokenizer.h"
-#include "moh/text/utf8.h"
 
 namespace moh::cli {
 namespace {
 
 struct Options {
   std::string model, prompt;
+  std::string chat;  // a message or a file; "-": turns on the terminal
+  bool chats = false;
   std::int64_t max_tokens = 128;
   std::vector<std::string> stop;
   generate::SamplingOptions sampling;
@@ -24,88 +31,130 @@ struct Options {
   RunTimeHeads heads;
 };
 
-// The first place in `text` where a stop string begins, or npos.
-std::size_t find_stop(const std::string& text, const std::vector<std::string>& stops) {
-  std::size_t first = std::string::npos;
-  for (const std::string& stop : stops) first = std::min(first, text.find(stop));
-  return first;
-}
-
-int run_generate(const Context& context, Options options) {
-  models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
-  model.to(context.torch_device());
-  options.heads.apply(model.mutable_config());
-  const auto tokenizer = text::load_tokenizer(options.model);
-  options.sampling.seed = context.seed;
-  std::vector<std::int64_t> prompt;
-  // Without a tokenizer file only the model knows whether it has a BOS token.
-  const bool adds_bos = tokenizer->kind() == "bytes" || tokenizer->adds_bos();
-  const std::int64_t bos = model.config().bos_token_id >= 0 ? model.config().bos_token_id : tokenizer->bos_id();
-  if (adds_bos && bos >= 0) prompt.push_back(bos);
-  for (const std::int64_t id : tokenizer->encode(options.prompt)) prompt.push_back(id);
-  const std::int64_t room = model.config().max_position_embeddings - static_cast<std::int64_t>(prompt.size());
-  MOH_CHECK(room > 0, "[generate] a prompt of ", prompt.size(), " tokens leaves no room in the model's context of ",
-            model.config().max_position_embeddings, "; shorten it");
-  if (options.max_tokens > room) {
-    options.max_tokens = room;
-    fmt::print(stderr, "the model's context leaves room for {} tokens\n", room);
-  }
-  for (const std::string& stop : options.stop) MOH_CHECK(!stop.empty(), "[generate] --stop must not be empty");
-
-  // SentencePiece marks the start of the text with a space of its own.
-  const bool drops_space = tokenizer->strips_leading_space() && options.prompt.empty();
+struct Reply {
   std::string text;
-  text::Utf8Stream characters;  // a token may end inside a character
-  bool at_start = true, stopped = false;
-  std::size_t shown = 0;
-  const bool streams = !context.json;
-  if (streams) fmt::print("{}", options.prompt);
-  const auto show = [&](std::size_t end) {
-    if (streams && end > shown) {
-      std::fwrite(text.data() + shown, 1, end - shown, stdout);
-      std::fflush(stdout);
-      shown = end;
-    }
-  };
-  std::size_t longest_stop = 0;
-  for (const std::string& stop : options.stop) longest_stop = std::max(longest_stop, stop.size());
-  const auto on_token = [&](std::int64_t id) {
-    std::string piece = tokenizer->piece_bytes(id);
-    if (at_start && drops_space && piece.starts_with(' ')) piece.erase(0, 1);
-    at_start = at_start && piece.empty();
-    text += characters.push(piece);
-    const std::size_t stop = find_stop(text, options.stop);
-    if (stop != std::string::npos) {
-      text.resize(stop);
-      stopped = true;
-      return false;
-    }
-    // What may be the beginning of a stop string is held back.
-    show(text.size() - std::min(text.size(), longest_stop > 0 ? longest_stop - 1 : 0));
-    return !interrupted;
-  };
-  const std::vector<std::int64_t> end_ids =
-      options.ignore_eos ? std::vector<std::int64_t>{} : generate::end_tokens(options.model, model.config());
-  const auto result = generate::generate(model, prompt, options.max_tokens, options.sampling, end_ids, on_token);
-  if (!stopped) text += characters.finish();
-  show(text.size());
+  generate::GenerationResult result;
+};
 
+class Generator {
+ public:
+  Generator(const Context& context, const Options& options)
+      : context_(context),
+        options_(options),
+        model_(models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as))),
+        tokenizer_(text::load_tokenizer(options.model)) {
+    model_.to(context.torch_device());
+    options_.heads.apply(model_.mutable_config());
+    options_.sampling.seed = context.seed;
+    if (!options.ignore_eos) end_ids_ = generate::end_tokens(options.model, model_.config());
+  }
+
+  std::vector<std::int64_t> ids_of(const std::string& prompt, bool parse_special) const {
+    const std::int64_t bos = model_.config().bos_token_id >= 0 ? model_.config().bos_token_id : tokenizer_->bos_id();
+    return text::prompt_ids(*tokenizer_, prompt, bos, parse_special);
+  }
+
+  // Writes the text to standard output as it comes, but with --json. `drops_space`: it begins a text, and SentencePiece
+  // marks the start of a text with a space of its own.
+  Reply reply(const std::vector<std::int64_t>& prompt, bool drops_space) const {
+    const std::int64_t context = model_.config().max_position_embeddings;
+    const std::int64_t room = context - static_cast<std::int64_t>(prompt.size());
+    MOH_CHECK(room > 0, "[generate] a prompt of ", prompt.size(), " tokens leaves no room in the model's context of ",
+              context, "; shorten it");
+    if (options_.max_tokens > room) fmt::print(stderr, "the model's context leaves room for {} tokens\n", room);
+    Reply reply;
+    text::TextStream stream(options_.stop, drops_space && tokenizer_->strips_leading_space());
+    const auto show = [&](const std::string& part) {
+      reply.text += part;
+      if (context_.json || part.empty()) return;
+      std::fwrite(part.data(), 1, part.size(), stdout);
+      std::fflush(stdout);
+    };
+    const auto on_token = [&](std::int64_t id) {
+      show(stream.push(tokenizer_->piece_bytes(id)));
+      return !stream.stopped() && !interrupted;
+    };
+    reply.result =
+        generate::generate(model_, prompt, std::min(options_.max_tokens, room), options_.sampling, end_ids_, on_token);
+    show(stream.finish());
+    return reply;
+  }
+
+ private:
+  const Context& context_;
+  Options options_;
+  models::Llama model_;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
+  std::vector<std::int64_t> end_ids_;
+};
+
+void report(const Context& context, const std::vector<std::int64_t>& prompt, const Reply& reply, bool chats) {
+  const generate::GenerationResult& result = reply.result;
   const double steps = std::max<double>(0, static_cast<double>(result.ids.size()) - 1);
-  const double prompt_rate = static_cast<double>(prompt.size()) / result.prompt_seconds;
   const double rate = steps > 0 ? steps / result.decode_seconds : 0;
   Json line = Json::object();
-  line["text"] = text;
+  line["text"] = reply.text;
   line["tokens"] = result.ids.size();
   line["ids"] = result.ids;
-  line["prompt_tokens_per_second"] = prompt_rate;
+  if (chats) line["prompt_ids"] = prompt;
+  line["prompt_tokens_per_second"] = static_cast<double>(prompt.size()) / result.prompt_seconds;
   line["tokens_per_second"] = rate;
   line["active_heads"] = result.active_heads;
   context.emit(line);
-  if (streams) {
-    fmt::print("\n");
-    fmt::print(stderr, "{} tokens, {:.1f} tokens/s, {:.1f} % of the heads active\n", result.ids.size(), rate,
-               100 * result.active_heads);
+  if (context.json) return;
+  fmt::print("\n");
+  fmt::print(stderr, "{} tokens, {:.1f} tokens/s, {:.1f} % of the heads active\n", result.ids.size(), rate,
+             100 * result.active_heads);
+}
+
+// A conversation, as the model's own template writes it.
+int run_chat(const Context& context, const Options& options) {
+  MOH_CHECK(options.prompt.empty(), "[generate] give --prompt or --chat, not both");
+  const auto source = text::find_chat_template(options.model);
+  MOH_CHECK(
+      source.has_value(), "[generate] ", options.model,
+      " has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): it is not a chat "
+      "model; --prompt continues a text");
+  const text::ChatTemplate chat(source->text, source->label);
+  Json variables = Json{{"messages", Json::array()}};
+  bool takes_turns = false;
+  if (options.chat == "-") {
+    MOH_CHECK(isatty(STDIN_FILENO) != 0, "[generate] --chat - needs a terminal to type at");
+    takes_turns = true;
+  } else if (options.chat.ends_with(".json") && std::filesystem::exists(options.chat)) {
+    variables = text::read_conversation(io::read_file(options.chat, std::uint64_t{1} << 26), options.chat);
+  } else {
+    variables["messages"].push_back({{"role", "user"}, {"content", options.chat}});
   }
+  variables["add_generation_prompt"] = true;
+  if (!source->bos_token.empty()) variables["bos_token"] = source->bos_token;
+  if (!source->eos_token.empty()) variables["eos_token"] = source->eos_token;
+  if (!takes_turns) chat.render(variables);  // what it refuses is said before the model is read
+  const Generator generator(context, options);
+  for (;;) {
+    if (takes_turns) {
+      fmt::print(stderr, "> ");
+      std::string message;
+      if (!std::getline(std::cin, message) || interrupted) break;
+      if (message.empty()) continue;
+      variables["messages"].push_back({{"role", "user"}, {"content", message}});
+    }
+    const std::vector<std::int64_t> prompt = generator.ids_of(chat.render(variables), true);
+    const Reply reply = generator.reply(prompt, false);
+    report(context, prompt, reply, true);
+    if (!takes_turns || interrupted) break;
+    variables["messages"].push_back({{"role", "assistant"}, {"content", reply.text}});
+  }
+  return interrupted ? kInterruptedStatus : 0;
+}
+
+int run_generate(const Context& context, const Options& options) {
+  for (const std::string& stop : options.stop) MOH_CHECK(!stop.empty(), "[generate] --stop must not be empty");
+  if (options.chats) return run_chat(context, options);
+  const Generator generator(context, options);
+  const std::vector<std::int64_t> prompt = generator.ids_of(options.prompt, false);
+  if (!context.json) fmt::print("{}", options.prompt);
+  report(context, prompt, generator.reply(prompt, options.prompt.empty()), false);
   return interrupted ? kInterruptedStatus : 0;
 }
 
@@ -114,6 +163,10 @@ const Registered registered{
        auto options = std::make_shared<Options>();
        app.add_option("model", options->model, "model folder")->required();
        app.add_option("--prompt", options->prompt, "text to continue");
+       CLI::Option* chat =
+           app.add_option("--chat", options->chat,
+                          "a message to the model, or conversation.json: a list of messages ({\"role\": \"user\", "
+                          "\"content\": \"...\"}), by the model's own template; -: turns on the terminal");
        app.add_option("--max-tokens", options->max_tokens, "new tokens at most (also limited by the model's context)");
        app.add_option("--temperature", options->sampling.temperature, "0: the most probable token each time");
        app.add_option("--top-k", options->sampling.top_k, "sample from this many most probable tokens; 0: all");
@@ -123,7 +176,10 @@ const Registered registered{
            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_flag("--ignore-eos", options->ignore_eos, "do not stop at an end token");
        options->heads.add_options(app, "--moh-top-k");
-       return [options, &context] { return run_generate(context, *options); };
+       return [options, chat, &context] {
+         options->chats = chat->count() > 0;
+         return run_generate(context, *options);
+       };
      }}};
 
 }  // namespace

@@ -3,12 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <memory>
 
 #include "cli/command.h"
 #include "moh/data/token_data.h"
+#include "moh/io/checkpoint.h"
 #include "moh/io/files.h"
 #include "moh/io/npy.h"
 
@@ -46,7 +48,15 @@ int encode(const Context& context, const Options& options) {
 
 int decode(const Context& context, const Options& options) {
   const auto tokenizer = text::load_tokenizer(options.folder);
-  const auto stream = data::TokenStream::open(options.file, nullptr, tokenizer->vocab_size());
+  // Models pad their vocabulary: such ids are no mistake, and stand for nothing.
+  std::int64_t vocab_size = tokenizer->vocab_size();
+  if (std::filesystem::exists(options.folder + "/config.json")) {
+    const Json config = io::load_config(options.folder);
+    const auto found = config.find("vocab_size");
+    if (found != config.end() && found->is_number_integer())
+      vocab_size = std::max(vocab_size, found->get<std::int64_t>());
+  }
+  const auto stream = data::TokenStream::open(options.file, nullptr, vocab_size);
   std::vector<std::int64_t> ids(stream.size());
   for (std::int64_t i = 0; i < stream.size(); ++i) ids[i] = stream[i];
   const std::string text = tokenizer->decode(ids);

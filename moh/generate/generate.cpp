@@ -6,57 +6,21 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
+#include <span>
 
 #include "moh/base/error.h"
 #include "moh/eval/perplexity.h"
 
 namespace moh::generate {
 
-Sampler::Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {
-  MOH_CHECK(options.temperature >= 0 && std::isfinite(options.temperature),
-            "[generate] temperature must be at least 0, got ", options.temperature);
-  MOH_CHECK(options.top_k >= 0, "[generate] top_k must be at least 0, got ", options.top_k);
-  MOH_CHECK(options.top_p > 0 && options.top_p <= 1, "[generate] top_p must be in (0, 1], got ", options.top_p);
+namespace {
+
+std::int64_t sample(text::Sampler& sampler, const at::Tensor& logits) {
+  const at::Tensor row = logits.detach().cpu().to(at::kFloat).contiguous();
+  return sampler(std::span(row.const_data_ptr<float>(), static_cast<std::size_t>(row.numel())));
 }
 
-std::int64_t Sampler::operator()(const at::Tensor& logits) {
-  const at::Tensor row = logits.detach().cpu().to(at::kDouble).contiguous();
-  const double* values = row.const_data_ptr<double>();
-  const std::int64_t size = row.numel();
-  for (std::int64_t i = 0; i < size; ++i) {
-    MOH_CHECK(!std::isnan(values[i]), "[generate] the model's logits are NaN; are there NaNs in the weights?");
-  }
-  const auto best = std::max_element(values, values + size);
-  if (options_.temperature == 0) return best - values;
-
-  std::vector<std::int64_t> order(size);
-  std::iota(order.begin(), order.end(), 0);
-  const bool truncated = options_.top_p < 1 || (options_.top_k > 0 && options_.top_k < size);
-  if (truncated) {
-    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return values[a] > values[b]; });
-    if (options_.top_k > 0) order.resize(std::min(size, options_.top_k));
-  }
-  std::vector<double> weights(order.size());
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    weights[i] = std::exp((values[order[i]] - *best) / options_.temperature);
-  }
-  double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-  if (options_.top_p < 1) {
-    double reached = 0;
-    std::size_t kept = 0;
-    while (kept < weights.size() && reached < options_.top_p * total) reached += weights[kept++];
-    weights.resize(std::max<std::size_t>(kept, 1));
-    total = reached;
-  }
-  const double uniform = static_cast<double>(random_() >> 11) * 0x1.0p-53;
-  double left = uniform * total;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    left -= weights[i];
-    if (left < 0) return order[i];
-  }
-  return order[weights.size() - 1];
-}
+}  // namespace
 
 GenerationResult generate(const models::Llama& model, const std::vector<std::int64_t>& prompt, std::int64_t max_tokens,
                           const SamplingOptions& sampling, const std::vector<std::int64_t>& end_ids,
@@ -76,7 +40,7 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
   const c10::NoGradGuard no_grad;
-  Sampler sampler(sampling);
+  text::Sampler sampler(sampling, prompt);
   GenerationResult result;
   models::KvCache cache = model.make_cache(1, prompt_size + max_tokens);
   const auto step = [&](const std::vector<std::int64_t>& ids) {
@@ -89,7 +53,7 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
   };
   const auto start = Clock::now();
   models::LlamaOutput output = step(prompt);
-  std::int64_t next = sampler(output.logits.flatten());
+  std::int64_t next = sample(sampler, output.logits);
   result.prompt_seconds = seconds_since(start);
 
   const auto decode_start = Clock::now();
@@ -109,7 +73,7 @@ GenerationResult generate(const models::Llama& model, const std::vector<std::int
     output = step({next});
     active += eval::active_share(output);
     ++steps;
-    next = sampler(output.logits.flatten());
+    next = sample(sampler, output.logits);
   }
   result.decode_seconds = seconds_since(decode_start);
   if (steps > 0) result.active_heads = active / static_cast<double>(steps);

@@ -3,32 +3,15 @@
 
 #include <cstdint>
 #include <functional>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "moh/models/llama.h"
+#include "moh/text/sampler.h"
 
 namespace moh::generate {
 
-struct SamplingOptions {
-  double temperature = 0.0;  // 0: greedy
-  std::int64_t top_k = 0;    // 0: all
-  double top_p = 1.0;
-  std::uint64_t seed = 0;
-};
-
-// One id from logits [V]: temperature, then the top_k most probable, then the smallest set whose probability reaches
-// top_p. Ties go to the lower id. Errors: NaN logits, options out of range.
-class Sampler {
- public:
-  explicit Sampler(const SamplingOptions& options);
-  std::int64_t operator()(const at::Tensor& logits);
-
- private:
-  SamplingOptions options_;
-  std::mt19937_64 random_;
-};
+using text::SamplingOptions;
 
 struct GenerationResult {
   std::vector<std::int64_t> ids;  // new ids alone, without the end token

@@ -9,6 +9,8 @@
 #include "moh/base/error.h"
 #include "moh/base/fields.h"
 #include "moh/io/files.h"
+#include "moh/io/gguf.h"
+#include "moh/text/tokenizer_gguf.h"
 #include "moh/text/tokenizer_pipeline.h"
 #include "moh/text/tokenizer_sentencepiece.h"
 
@@ -32,8 +34,8 @@ class BytesTokenizer : public Tokenizer {
     return text;
   }
   std::string piece_bytes(std::int64_t id) const override {
-    MOH_CHECK(id >= 0 && id < 256, "[tokenizer] id ", id, " is not a byte, expected 0 to 255");
-    return std::string(1, static_cast<char>(id));
+    MOH_CHECK(id >= 0, "[tokenizer] id ", id, " is less than 0");
+    return id < 256 ? std::string(1, static_cast<char>(id)) : "";
   }
   std::int64_t vocab_size() const override { return 256; }
   std::int64_t bos_id() const override { return -1; }
@@ -48,10 +50,6 @@ bool exists(const std::string& path) {
   return std::filesystem::exists(path, error);
 }
 
-std::string read_if_there(const std::string& file, std::uint64_t max_bytes) {
-  return exists(file) ? io::read_file(file, max_bytes) : "";
-}
-
 std::shared_ptr<const Tokenizer> pipeline(TokenizerParts parts, const TokenizerConfig& config) {
   apply_tokenizer_config(config, parts);
   return std::make_shared<PipelineTokenizer>(std::move(parts));
@@ -64,6 +62,12 @@ std::shared_ptr<const Tokenizer> bytes_tokenizer() { return std::make_shared<Byt
 std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
   std::error_code error;
   const std::string place = "[tokenizer] " + folder + ": ";
+  // A tokenizer beside a GGUF file goes before the one within it.
+  if (tokenizer_files(folder).empty()) {
+    if (const auto gguf = io::find_gguf(folder)) {
+      return std::make_shared<PipelineTokenizer>(parts_of_gguf(io::GgufFile(*gguf)));
+    }
+  }
   MOH_CHECK(std::filesystem::is_directory(folder, error), place, "expected a model folder");
   const std::vector<std::string> files = tokenizer_files(folder);
   const auto has = [&](const char* name) { return std::find(files.begin(), files.end(), name) != files.end(); };
@@ -71,6 +75,10 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
   TokenizerConfig config;
   if (has("tokenizer_config.json")) {
     config = read_tokenizer_config(io::read_file(config_file, kMaxConfigBytes), config_file);
+  }
+  if (has("added_tokens.json")) {
+    const std::string file = folder + "/added_tokens.json";
+    read_added_tokens_json(io::read_file(file, kMaxConfigBytes), file, config);
   }
 
   if (has("tokenizer.json")) {
@@ -83,13 +91,12 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
     const std::string file = folder + "/tokenizer.model";
     const std::string model = io::read_file(file, kMaxModelBytes);
     if (is_tiktoken(model)) return pipeline(parts_of_tiktoken(model, file), config);
-    return sentencepiece_tokenizer(model, file, config.add_bos_token);
+    return sentencepiece_tokenizer(model, file, config.add_bos_token, config.added);
   }
   if (has("vocab.json") && has("merges.txt")) {
     const std::string file = folder + "/vocab.json";
-    return pipeline(parts_of_vocab_and_merges(
-                        io::read_file(file, kMaxJsonBytes), io::read_file(folder + "/merges.txt", kMaxJsonBytes),
-                        read_if_there(folder + "/added_tokens.json", kMaxConfigBytes), config, file),
+    return pipeline(parts_of_vocab_and_merges(io::read_file(file, kMaxJsonBytes),
+                                              io::read_file(folder + "/merges.txt", kMaxJsonBytes), config, file),
                     config);
   }
   MOH_CHECK(files.empty() || (files.size() == 1 && has("tokenizer_config.json")), place,

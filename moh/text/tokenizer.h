@@ -16,8 +16,9 @@ class Tokenizer {
   // from elsewhere; with `parse_special` they become those tokens. Broken UTF-8 is read as U+FFFD (but by "bytes").
   virtual std::vector<std::int64_t> encode(std::string_view text, bool parse_special) const = 0;
   std::vector<std::int64_t> encode(std::string_view text) const { return encode(text, false); }
-  // The text of a sequence; ids outside the vocabulary are an Error. Concatenating decodes of parts need not equal the
-  // decode of the whole (UTF-8 may be split): see piece_bytes.
+  // The text of a sequence. Ids beyond the vocabulary give nothing, as in transformers: models pad their embeddings, so
+  // they may sample one. Concatenating decodes of parts need not equal the decode of the whole (UTF-8 may be split):
+  // see piece_bytes.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   // The raw bytes that one id appends to the output of a running generation (SentencePiece's word-start mark becomes a
   // space; special tokens give nothing). Their concatenation, less one leading space if `strips_leading_space`, is the

@@ -3,6 +3,7 @@
 // to the letter is an Error that names it.
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <optional>
 #include <unordered_map>
 
@@ -68,6 +69,7 @@ class Reader {
 
 // Ids may have gaps, but not such that a short file makes a long table.
 std::size_t id_limit(std::size_t tokens) { return 2 * tokens + (1 << 16); }
+constexpr std::int32_t kMaxAddedId = 1 << 19;  // of files that do not know the vocabulary
 
 // ---- The alphabet of byte-level tokens: each byte is shown as a printable character.
 
@@ -326,21 +328,27 @@ void read_decoder(const Json* step, const Reader& reader, TokenizerParts& parts)
   }
 }
 
+// One entry of a list of added tokens, without its id.
+AddedToken added_token(const Json& json, const Reader& reader) {
+  AddedToken token;
+  token.content = reader.string(json, "content");
+  token.special = reader.flag(json, "special", false);
+  token.normalized = reader.flag(json, "normalized", !token.special);
+  token.single_word = reader.flag(json, "single_word", false);
+  token.lstrip = reader.flag(json, "lstrip", false);
+  token.rstrip = reader.flag(json, "rstrip", false);
+  return token;
+}
+
 void read_added_tokens(const Json& root, const Reader& reader, TokenizerParts& parts) {
   if (member(root, "added_tokens") == nullptr) return;
   const auto& tokens = reader.array(root, "added_tokens");
   const std::size_t limit = id_limit(parts.bpe->tokens().size() + tokens.size());
   for (const Json& json : tokens) {
-    AddedToken token;
-    token.content = reader.string(json, "content");
+    AddedToken token = added_token(json, reader);
     const Json* id = member(json, "id");
     reader.check(id != nullptr, "added token `", token.content, "` has no `id`");
     token.id = reader.id(*id, token.content, limit);
-    token.special = reader.flag(json, "special", false);
-    token.normalized = reader.flag(json, "normalized", !token.special);
-    token.single_word = reader.flag(json, "single_word", false);
-    token.lstrip = reader.flag(json, "lstrip", false);
-    token.rstrip = reader.flag(json, "rstrip", false);
     parts.added.push_back(std::move(token));
   }
 }
@@ -392,8 +400,8 @@ TokenizerParts parts_of_tokenizer_json(const Json& root, const std::string& labe
   return parts;
 }
 
-TokenizerParts parts_of_vocab_and_merges(std::string_view vocab, std::string_view merges, std::string_view added_tokens,
-                                         const TokenizerConfig& config, const std::string& label) {
+TokenizerParts parts_of_vocab_and_merges(std::string_view vocab, std::string_view merges, const TokenizerConfig& config,
+                                         const std::string& label) {
   const Reader reader("[tokenizer] " + label + ": ");
   const std::string& class_name = config.tokenizer_class;
   const bool is_qwen = class_name.starts_with("Qwen2");
@@ -418,13 +426,6 @@ TokenizerParts parts_of_vocab_and_merges(std::string_view vocab, std::string_vie
     if (!is_header && !line.empty()) reader_of_merges.add_line(line);
   }
   parts.bpe = make_bpe(vocabulary, reader_of_merges.take(), {}, parts);
-  if (added_tokens.empty()) return parts;
-  const Json added = parse_json(added_tokens, label, 2);
-  reader.check(added.is_object(), "added_tokens.json must be an object of tokens and ids");
-  const std::size_t limit = id_limit(parts.bpe->tokens().size() + added.size());
-  for (const auto& [token, value] : added.get_ref<const Json::object_t&>()) {
-    parts.added.push_back({.content = token, .id = reader.id(value, token, limit), .special = true});
-  }
   return parts;
 }
 
@@ -443,10 +444,63 @@ TokenizerConfig read_tokenizer_config(std::string_view content, const std::strin
   config.eos_token = token("eos_token");
   config.tokenizer_class = reader.string_or(root, "tokenizer_class", "");
   if (member(root, "add_bos_token") != nullptr) config.add_bos_token = reader.flag(root, "add_bos_token", false);
+  for (const char* name :
+       {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"}) {
+    if (std::string text = token(name); !text.empty()) config.special_tokens.push_back(std::move(text));
+  }
+  for (const char* name : {"additional_special_tokens", "extra_special_tokens"}) {
+    const Json* list = member(root, name);
+    if (list == nullptr || !(list->is_array() || list->is_object())) continue;
+    for (const Json& item : *list) {
+      const Json* text = item.is_object() ? member(item, "content") : &item;
+      if (text != nullptr && text->is_string()) config.special_tokens.push_back(text->get<std::string>());
+    }
+  }
+  const Json* added = member(root, "added_tokens_decoder");
+  if (added == nullptr) return config;
+  reader.check(added->is_object(), "`added_tokens_decoder` must be an object of ids and tokens");
+  for (const auto& [key, json] : added->get_ref<const Json::object_t&>()) {
+    std::int32_t id = -1;
+    const auto [read, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+    reader.check(error == std::errc() && read == key.data() + key.size() && id >= 0 && id < kMaxAddedId,
+                 "`added_tokens_decoder` has the id `", key.substr(0, 40), "`, expected a number below ", kMaxAddedId);
+    reader.check(json.is_object(), "added token ", id, " must be an object");
+    config.added.push_back(added_token(json, reader));
+    config.added.back().id = id;
+  }
   return config;
 }
 
+void read_added_tokens_json(std::string_view content, const std::string& label, TokenizerConfig& config) {
+  const Reader reader("[tokenizer] " + label + ": ");
+  const Json root = parse_json(content, label, 2);
+  reader.check(root.is_object(), "added_tokens.json must be an object of tokens and ids");
+  const std::vector<std::string>& names = config.special_tokens;
+  std::vector<AddedToken> tokens;
+  for (const auto& [text, value] : root.get_ref<const Json::object_t&>()) {
+    const bool special = names.empty() || std::find(names.begin(), names.end(), text) != names.end();
+    tokens.push_back({.content = text, .id = reader.id(value, text, kMaxAddedId), .special = special});
+    tokens.back().normalized = !special;
+  }
+  add_tokens(tokens, false, config.added);
+}
+
+void add_tokens(const std::vector<AddedToken>& from, bool replaces, std::vector<AddedToken>& to) {
+  for (const AddedToken& token : from) {
+    const auto same = std::find_if(to.begin(), to.end(), [&](const AddedToken& other) {
+      return other.content == token.content || other.id == token.id;
+    });
+    if (same == to.end()) {
+      to.push_back(token);
+    } else if (replaces && same->content != token.content) {
+      *same = token;
+    }
+  }
+}
+
 void apply_tokenizer_config(const TokenizerConfig& config, TokenizerParts& parts) {
+  // Names of tiktoken's special tokens are guessed where no file tells them.
+  add_tokens(config.added, parts.kind == "tiktoken", parts.added);
   const auto known_id = [&](const std::string& token, std::int64_t otherwise) {
     const std::int64_t id = token.empty() ? -1 : id_of_token(parts, token);
     return id >= 0 ? id : otherwise;

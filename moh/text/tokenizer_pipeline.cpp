@@ -148,8 +148,8 @@ void PipelineTokenizer::encode_cached(std::string_view word, Work& work) const {
 }
 
 std::string PipelineTokenizer::piece_bytes(std::int64_t id) const {
-  MOH_CHECK(id >= 0 && id < vocab_size(), parts_.place, "id ", id, " is outside the vocabulary of ", vocab_size());
-  return pieces_[static_cast<std::size_t>(id)];
+  MOH_CHECK(id >= 0, parts_.place, "id ", id, " is less than 0");
+  return id < vocab_size() ? pieces_[static_cast<std::size_t>(id)] : "";
 }
 
 std::string PipelineTokenizer::decode(const std::vector<std::int64_t>& ids) const {

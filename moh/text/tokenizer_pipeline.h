@@ -65,18 +65,25 @@ class PipelineTokenizer : public Tokenizer {
 struct TokenizerConfig {
   std::string bos_token, eos_token, tokenizer_class;  // "": not said
   std::optional<bool> add_bos_token;
+  std::vector<AddedToken> added;            // added_tokens_decoder
+  std::vector<std::string> special_tokens;  // that the file names as special, or as BOS, EOS ...
 };
 TokenizerConfig read_tokenizer_config(std::string_view content, const std::string& label);
 void apply_tokenizer_config(const TokenizerConfig& config, TokenizerParts& parts);
+// Adds the tokens of added_tokens.json, an object of tokens and ids, that the configuration does not have. Special are
+// those that it names so; all of them where it names none, which is the safe reading.
+void read_added_tokens_json(std::string_view content, const std::string& label, TokenizerConfig& config);
+// Of tokens with the same content the first one counts. `replaces`: a token with the id of another takes its place.
+void add_tokens(const std::vector<AddedToken>& from, bool replaces, std::vector<AddedToken>& to);
 
 // Readers of the files; `label` names the file in errors.
 constexpr int kTokenizerJsonDepth = 16;
 bool is_bpe(const Json& tokenizer_json);
 TokenizerParts parts_of_tokenizer_json(const Json& root, const std::string& label);
 TokenizerParts parts_of_tiktoken(std::string_view content, const std::string& label);
-// GPT-2 and Qwen 2, without a tokenizer.json. `added_tokens` is the content of added_tokens.json, "": there is none.
-TokenizerParts parts_of_vocab_and_merges(std::string_view vocab, std::string_view merges, std::string_view added_tokens,
-                                         const TokenizerConfig& config, const std::string& label);
+// GPT-2 and Qwen 2, without a tokenizer.json.
+TokenizerParts parts_of_vocab_and_merges(std::string_view vocab, std::string_view merges, const TokenizerConfig& config,
+                                         const std::string& label);
 
 // "IQ== 0": base64 of a token, a space, its rank.
 bool is_tiktoken(std::string_view content);

@@ -15,6 +15,7 @@
 #include "moh/text/tokenizer.h"
 #include "moh/text/tokenizer_added.h"
 #include "moh/text/tokenizer_bpe.h"
+#include "moh/text/tokenizer_pipeline.h"
 
 // Exported by the library, declared only in a header that is not installed.
 namespace sentencepiece::logging {
@@ -177,7 +178,8 @@ bool reaches_over_a_space(std::string_view piece) {
 
 class SentencePieceTokenizer : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::string_view model, const std::string& label, std::optional<bool> adds_bos)
+  SentencePieceTokenizer(std::string_view model, const std::string& label, std::optional<bool> adds_bos,
+                         const std::vector<AddedToken>& added)
       : path_(label), adds_bos_(adds_bos) {
     const std::string prefix = start_of_error(label);
     MOH_CHECK(model_is_sound(model), prefix, "not a SentencePiece model, or damaged");
@@ -185,7 +187,7 @@ class SentencePieceTokenizer : public Tokenizer {
     try {
       const auto status = processor_.LoadFromSerializedProto(model);
       MOH_CHECK(status.ok(), prefix, "not a SentencePiece model, or damaged: ", reason(status));
-      fill_pieces();
+      fill_pieces(added);
       cuts_at_spaces_ = encodes_words_alone(model) && !some_piece_reaches_over_a_space();
     } catch (const Error&) {
       throw;
@@ -194,37 +196,51 @@ class SentencePieceTokenizer : public Tokenizer {
     }
   }
 
-  // What stands between two special tokens is encoded as a text of its own.
+  // What stands between two added tokens is encoded as a text of its own, less one space in front, which it gets
+  // anyway.
   std::vector<std::int64_t> encode(std::string_view text, bool parse_special) const override {
     std::vector<std::int64_t> ids;
     std::size_t done = 0;
-    while (parse_special) {
-      const auto match = special_.find(text, done, true);
-      if (!match) break;
-      encode_part(text.substr(done, match->begin - done), ids);
+    for (;;) {
+      const auto match = added_.find(text, done, parse_special);
+      const std::size_t end = match ? match->begin : text.size();
+      std::string_view part = text.substr(done, end - done);
+      if (done > 0 && part.starts_with(' ') && part.size() > 1) part.remove_prefix(1);
+      encode_part(part, ids);
+      if (!match) return ids;
       ids.push_back(match->id);
       done = match->end;
     }
-    encode_part(text.substr(done), ids);
-    return ids;
   }
 
   std::string decode(const std::vector<std::int64_t>& ids) const override {
-    std::vector<int> checked;
-    checked.reserve(ids.size());
+    std::string text, piece;
+    std::vector<int> own;
+    const auto flush = [&] {
+      if (own.empty()) return;
+      const auto status = processor_.Decode(own, &piece);
+      MOH_CHECK(status.ok(), start_of_error(path_), "cannot decode: ", reason(status));
+      // The library takes the space from the front of each part; only that of the text is its own.
+      if (!text.empty() && pieces_[static_cast<std::size_t>(own.front())].starts_with(' ')) text += ' ';
+      text += piece;
+      own.clear();
+    };
     for (const std::int64_t id : ids) {
-      check_id(id);
-      checked.push_back(static_cast<int>(id));
+      MOH_CHECK(id >= 0, start_of_error(path_), "id ", id, " is less than 0");
+      if (id < num_own_) {
+        own.push_back(static_cast<int>(id));
+      } else if (id < vocab_size() && !pieces_[static_cast<std::size_t>(id)].empty()) {
+        flush();
+        text += pieces_[static_cast<std::size_t>(id)];
+      }
     }
-    std::string text;
-    const auto status = processor_.Decode(checked, &text);
-    MOH_CHECK(status.ok(), start_of_error(path_), "cannot decode: ", reason(status));
+    flush();
     return text;
   }
 
   std::string piece_bytes(std::int64_t id) const override {
-    check_id(id);
-    return pieces_[static_cast<std::size_t>(id)];
+    MOH_CHECK(id >= 0, start_of_error(path_), "id ", id, " is less than 0");
+    return id < vocab_size() ? pieces_[static_cast<std::size_t>(id)] : "";
   }
 
   std::int64_t vocab_size() const override { return static_cast<std::int64_t>(pieces_.size()); }
@@ -268,12 +284,7 @@ class SentencePieceTokenizer : public Tokenizer {
     return false;
   }
 
-  void check_id(std::int64_t id) const {
-    MOH_CHECK(id >= 0 && id < vocab_size(), start_of_error(path_), "id ", id, " is outside the vocabulary of ",
-              vocab_size());
-  }
-
-  void fill_pieces() {
+  void fill_pieces(const std::vector<AddedToken>& added) {
     std::vector<AddedToken> special;
     for (int id = 0; id < processor_.GetPieceSize(); ++id) {
       std::string bytes;
@@ -288,12 +299,21 @@ class SentencePieceTokenizer : public Tokenizer {
       if (processor_.IsControl(id)) special.push_back({.content = processor_.IdToPiece(id), .id = id, .special = true});
       pieces_.push_back(std::move(bytes));
     }
-    special_ = AddedTokens(std::move(special));
+    num_own_ = static_cast<std::int64_t>(pieces_.size());
+    for (const AddedToken& token : added) {
+      const auto id = static_cast<std::size_t>(token.id);
+      if (token.id < num_own_ && !token.special) continue;  // the model knows it
+      if (id >= pieces_.size()) pieces_.resize(id + 1);
+      if (token.id >= num_own_ && !token.special) pieces_[id] = token.content;
+    }
+    add_tokens(added, false, special);
+    added_ = AddedTokens(std::move(special));
   }
 
   std::string path_;
   std::optional<bool> adds_bos_;
-  AddedTokens special_;
+  AddedTokens added_;         // and the model's control tokens
+  std::int64_t num_own_ = 0;  // tokens of the model itself
   bool cuts_at_spaces_ = false;
   sentencepiece::SentencePieceProcessor processor_;
   std::vector<std::string> pieces_;
@@ -339,8 +359,9 @@ class LineIterator : public sentencepiece::SentenceIterator {
 }  // namespace
 
 std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model, const std::string& label,
-                                                         std::optional<bool> adds_bos) {
-  return std::make_shared<SentencePieceTokenizer>(model, label, adds_bos);
+                                                         std::optional<bool> adds_bos,
+                                                         const std::vector<AddedToken>& added) {
+  return std::make_shared<SentencePieceTokenizer>(model, label, adds_bos, added);
 }
 
 void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size) {

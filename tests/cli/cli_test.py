@@ -112,6 +112,57 @@ class Cli(unittest.TestCase):
         stopped = json_lines("generate", self.dense, *options, "--seed", 1, "--stop", first[5:7])[-1]["text"]
         self.assertEqual(stopped, first[: first.index(first[5:7])])
 
+    def test_ids_beyond_the_tokenizer_are_nothing(self):
+        """Models pad their vocabulary; a text goes on where one of those rows is sampled."""
+        padded = self.folder / "padded"
+        shutil.copytree(self.dense, padded)
+        vocab = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+        (padded / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []},
+                                                           "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}))
+        (padded / "added_tokens.json").write_text(json.dumps({"[tool]": 40, "<|end|>": 41}))
+        (padded / "tokenizer_config.json").write_text(json.dumps({
+            "eos_token": "<|end|>", "added_tokens_decoder": {"42": {"content": "[other]", "special": False}}}))
+        out = json_lines("generate", padded, "--prompt", "abc", "--max-tokens", 60, "--temperature", 9, "--ignore-eos")[-1]
+        self.assertEqual(len(out["ids"]), 60)
+        names = {**{i: letter for letter, i in vocab.items()}, 40: "[tool]", 42: "[other]"}
+        self.assertGreater(sum(id not in names for id in out["ids"]), 20)
+        self.assertEqual(out["text"], "".join(names.get(id, "") for id in out["ids"]))
+        (self.folder / "words.txt").write_text("ab[tool]c<|end|>[other]")
+        for flags, ids in ((), [0, 1, 40, 2, 4, 13, 3, 42]), (("--parse-special",), [0, 1, 40, 2, 41, 42]):
+            run("tokenizer", "encode", padded, "--file", self.folder / "words.txt", "--out", self.folder / "words.npy", *flags)
+            self.assertEqual(list((self.folder / "words.npy").read_bytes()[-2 * len(ids) :: 2]), ids)
+        for flags, text in ((), "ab[tool]cend[other]"), (("--parse-special",), "ab[tool]c[other]"):
+            run("tokenizer", "encode", padded, "--file", self.folder / "words.txt", "--out", self.folder / "words.npy", *flags)
+            self.assertEqual(json_lines("tokenizer", "decode", padded, "--file", self.folder / "words.npy")[-1]["text"], text)
+
+    def test_chat(self):
+        refused("generate", self.dense, "--chat", "hi", words="has no chat template")
+        chat = self.folder / "chat"
+        shutil.copytree(self.dense, chat)
+        template = "{% for m in messages %}[{{ m.role }}]\n{{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+        (chat / "chat_template.jinja").write_text(template)
+        talk = [{"role": "user", "content": " the cat "}, {"role": "assistant", "content": "saw"}, {"role": "user", "content": "a"}]
+        (self.folder / "talk.json").write_text(json.dumps(talk))
+        for given, text in (("the cat", "[user]\nthe cat\n[assistant]\n"),
+                            (self.folder / "talk.json", "[user]\nthe cat\n[assistant]\nsaw\n[user]\na\n[assistant]\n")):
+            out = json_lines("generate", chat, "--chat", given, "--max-tokens", 8)[-1]
+            prompt = bytes(id for id in out["prompt_ids"] if id < 256).decode()
+            self.assertEqual(prompt, text)
+            self.assertEqual(out["text"], json_lines("generate", chat, "--prompt", text, "--max-tokens", 8)[-1]["text"])
+        # In tokenizer_config.json, as a text or as one of several.
+        (chat / "chat_template.jinja").unlink()
+        for value in (template, [{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]):
+            (chat / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+            self.assertEqual(json_lines("generate", chat, "--chat", self.folder / "talk.json", "--max-tokens", 8)[-1]["text"], out["text"])
+        (chat / "chat_template.jinja").write_text("a\n{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}")
+        refused("generate", chat, "--chat", self.folder / "talk.json", words=["chat_template.jinja: line 2", "one at a time"])
+        (chat / "chat_template.jinja").write_text("{% include 'x' %}")
+        refused("generate", chat, "--chat", "hi", words="tag `include` is not supported")
+        (chat / "chat_template.jinja").write_text(template)
+        refused("generate", chat, "--chat", "-", words="a terminal", stdin=subprocess.DEVNULL)
+        (self.folder / "talk.json").write_text('[{"content": "x"}]')
+        refused("generate", chat, "--chat", self.folder / "talk.json", words="message 0")
+
     def test_interrupt_saves_and_resume_goes_on_to_the_same_end(self):
         options = (*self.small, "--data", self.text, "--lr", "3e-3", "--steps", 60, "--checkpoint-every", 7, "--log-every", 1)
         whole, parts = self.folder / "whole", self.folder / "parts"

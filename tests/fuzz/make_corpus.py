@@ -179,5 +179,15 @@ def make_image():
             put("image", f"{mode.lower()}{'_progressive' if progressive else ''}.jpg", file.getvalue())
 
 
-for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_gguf, make_image):
+def make_chat_template():
+    folder = pathlib.Path(__file__).parents[1] / "text" / "chat_templates"
+    for file in sorted(folder.glob("*.jinja")):
+        put("chat_template", file.stem, file.read_text())
+    for i, line in enumerate(line for line in (folder / "constructs.txt").read_text().splitlines() if line):
+        if i % 4 == 0 or "%}" in line:
+            put("chat_template", f"construct{i}", line)
+
+
+for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_gguf, make_image,
+             make_chat_template):
     make()

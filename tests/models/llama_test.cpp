@@ -133,26 +133,6 @@ TEST(Llama, AllHeadsOnWithTheNormRouterIsTheDenseModel) {
   EXPECT_TRUE(at::equal(dense.forward({.ids = ids}).logits, moh.forward({.ids = ids}).logits));
 }
 
-TEST(Sampler, FollowsItsProbabilitiesAndCuts) {
-  const Tensor logits = at::tensor({0.0, 1.0, 2.0, 3.0}, at::kFloat);
-  EXPECT_EQ(moh::generate::Sampler({})(logits), 3);
-  EXPECT_EQ(moh::generate::Sampler({})(at::tensor({5.F, 7.F, 7.F})), 1);  // ties: the lower id
-  const Tensor expected = at::softmax(logits / 0.8, -1);
-  moh::generate::Sampler sampler({.temperature = 0.8, .seed = 4});
-  std::vector<double> counts(4);
-  constexpr int kDraws = 20000;
-  for (int i = 0; i < kDraws; ++i) counts[sampler(logits)] += 1.0 / kDraws;
-  for (int i = 0; i < 4; ++i) EXPECT_NEAR(counts[i], expected[i].item<double>(), 0.015);
-  moh::generate::Sampler two({.temperature = 1.0, .top_k = 2, .seed = 5});
-  moh::generate::Sampler nucleus({.temperature = 1.0, .top_p = 0.7, .seed = 6});  // p = .64, .24, ...: two ids
-  for (int i = 0; i < 500; ++i) {
-    EXPECT_GE(two(logits), 2);
-    EXPECT_GE(nucleus(logits), 2);
-  }
-  EXPECT_THROW(moh::generate::Sampler({.temperature = 1, .top_p = 0}), moh::Error);
-  EXPECT_THROW(moh::generate::Sampler({})(at::full({3}, std::nan(""))), moh::Error);
-}
-
 // The real checkpoint of ../shared/data, if it is there.
 class Stories260K : public testing::Test {
  protected:

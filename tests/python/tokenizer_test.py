@@ -26,6 +26,11 @@ except ImportError as error:
     print(f"skipped: {error}; scripts/setup.sh tests installs it")
     sys.exit(77)
 
+try:
+    import gguf
+except ImportError:
+    gguf = None
+
 MOH = sys.argv.pop() if len(sys.argv) > 1 else str(pathlib.Path(__file__).parents[2] / "build" / "moh")
 SHARED = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -254,6 +259,62 @@ class TokenizerTest(unittest.TestCase):
         (self.folder / "train.txt").write_text(READ[:200_000].replace("\0", ""))
         tool("train", self.folder, "--file", self.folder / "train.txt", "--vocab-size", 4000)
         self.compare_sentencepiece(self.folder)
+
+    def write_gguf(self, kind, tokens, types, **more):
+        writer = gguf.GGUFWriter(self.folder / "model.gguf", "llama")
+        writer.add_tokenizer_model(kind)
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        for name, value in more.items():
+            getattr(writer, f"add_{name}")(value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return self.folder / "model.gguf"
+
+    @unittest.skipIf(gguf is None, "needs gguf")
+    def test_gguf_bytes(self):
+        names = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm"}
+        for name, tokenizer in forms():
+            if name not in names:
+                continue
+            with self.subTest(name):
+                tokenizer.add_special_tokens(["<|im_start|>"])
+                tokenizer.add_tokens([AddedToken("[tag]", normalized=False)])
+                state = json.loads(tokenizer.to_str())
+                special = {token["id"]: 3 if token["special"] else 4 for token in state["added_tokens"]}
+                ids = range(tokenizer.get_vocab_size())
+                file = self.write_gguf("gpt2", [tokenizer.id_to_token(id) for id in ids], [special.get(id, 1) for id in ids],
+                                       tokenizer_pre=names[name], token_merges=[" ".join(pair) for pair in state["model"]["merges"]],
+                                       bos_token_id=0)
+                self.compare(tokenizer, name, TEXT + b" <|im_start|>x [tag]y", folder=file)
+
+    @unittest.skipIf(gguf is None, "needs gguf")
+    def test_gguf_sentencepiece(self):
+        (self.folder / "train.txt").write_text(READ[:200_000].replace("\0", ""))
+        tool("train", self.folder, "--file", self.folder / "train.txt", "--vocab-size", 4000)
+        model = sentencepiece.SentencePieceProcessor(model_file=str(self.folder / "tokenizer.model"))
+        (self.folder / "tokenizer.model").unlink()
+        ids = range(model.get_piece_size())
+        kind = lambda id: 2 if model.is_unknown(id) else 3 if model.is_control(id) else 6 if model.is_byte(id) else 1
+        file = self.write_gguf("llama", [model.id_to_piece(id) for id in ids], [kind(id) for id in ids],
+                               token_scores=[model.get_score(id) for id in ids], bos_token_id=1, eos_token_id=2)
+        text = READ.replace("\0", "")
+        self.equal(self.encode(text.encode(), folder=file), model.encode(text), "sentencepiece")
+        self.assertEqual(self.decode(file).decode(), model.decode(model.encode(text)))
+        self.equal(self.encode(b"<s>a</s>", "--parse-special", folder=file), [1, *model.encode("a"), 2], "special")
+
+    @unittest.skipIf(gguf is None, "needs gguf")
+    def test_gguf_of_other_kinds_is_refused_by_name(self):
+        for more, words in (({"kind": "t5"}, "tokenizer \"t5\""), ({"kind": "gpt2", "tokenizer_pre": "tekken"}, "pre-tokenizer \"tekken\""),
+                            ({"kind": "llama"}, "tokenizer.ggml.scores has 0 entries")):
+            file = self.write_gguf(tokens=["a", "b"], types=[1, 1], **more)
+            (self.folder / "text").write_bytes(b"a")
+            result = subprocess.run([MOH, "tokenizer", "encode", file, "--file", self.folder / "text", "--out", self.folder / "x.npy"],
+                                    capture_output=True, text=True)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(words, result.stderr)
 
     def compare_sentencepiece(self, folder):
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
