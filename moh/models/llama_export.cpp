@@ -15,14 +15,18 @@ void replace_all(std::string& text, const std::string& old, const std::string& b
   }
 }
 
-// modeling_moh.py is written for LLaMA; another family differs in three names.
+// modeling_moh.py is written for LLaMA and names the family nowhere but in class and module names.
 std::string modeling_file(const LlamaFamily& family) {
   std::string text = kModelingMoh;
   const std::string architecture = family.architecture;
   const std::string prefix = architecture.substr(0, architecture.find("ForCausalLM"));
-  replace_all(text, "LlamaForCausalLM", architecture);
-  replace_all(text, "LlamaConfig", family.config_class != nullptr ? family.config_class : prefix + "Config");
-  replace_all(text, std::string(kExportPrefix) + "llama", std::string(kExportPrefix) + family.model_type);
+  const std::string config = family.config_class != nullptr ? family.config_class : prefix + "Config";
+  const std::string type = family.model_type;
+  replace_all(text, "LlamaConfig", config);
+  replace_all(text, "LlamaModel", config.substr(0, config.find("Config")) + "Model");
+  replace_all(text, std::string(kExportPrefix) + "llama", kExportPrefix + type);
+  replace_all(text, "Llama", prefix);
+  replace_all(text, "llama", type.substr(0, type.find("_text")));  // the module of a text model is named without that
   return text;
 }
 
@@ -44,6 +48,7 @@ void export_llama(const Llama& model, const std::string& folder) {
   json["model_type"] = std::string(kExportPrefix) + family->model_type;
   json["architectures"] = {"MohForCausalLM"};
   json["auto_map"] = {{"AutoConfig", "modeling_moh.MohConfig"},
+                      {"AutoModel", "modeling_moh.MohModel"},
                       {"AutoModelForCausalLM", "modeling_moh.MohForCausalLM"}};
   io::write_file(folder + "/modeling_moh.py", modeling_file(*family));
   io::save_json(folder + "/config.json", json);

@@ -2,141 +2,238 @@
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-It is the dense model of its family with one change: every token has a gate for every attention head, and a head's output
-is multiplied by it. The object `moh` of config.json says how the gates come about. After
+It is the dense model of its family with another attention: every token has a gate for every head, and what a head gives is
+multiplied by it. The object `moh` of config.json says how the gates come about. The gates belong to the module's own
+forward pass, so they hold under every attention implementation, cache, adapter, quantizer and number of threads. After
 
     torch.ops.load_library("libmoh.so")
 
-heads whose gate is zero are not computed at all (torch.ops.moh.head_attention); without it every head is computed, with the
-same result.
+heads whose gate is zero are not computed on a CPU (torch.ops.moh.head_attention, in place of "sdpa"); without it every head
+is computed, with the same result.
 """
 
-from functools import partial
 from typing import Optional
 
 import torch
 from torch import nn
-from transformers import LlamaConfig as FamilyConfig
-from transformers import LlamaForCausalLM as Family
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama as family
+from transformers.models.llama.configuration_llama import LlamaConfig as FamilyConfig
 
 
 class MohConfig(FamilyConfig):
     model_type = "moh_llama"
+    # A rank of tensor parallelism would see a part of the heads, among which no router can choose: attention is replicated.
+    base_model_tp_plan = {
+        name: style for name, style in (getattr(FamilyConfig, "base_model_tp_plan", None) or {}).items() if "self_attn" not in name
+    }
     moh: Optional[dict] = None  # router, select, shared_heads, top_k, gates, ...
 
 
-def softmax_of(x, weight):
-    return torch.softmax(x.float() @ weight.float().T, -1)
+def wide(x):
+    return x if x.dtype == torch.float64 else x.float()
 
 
-def select(probabilities, top_k):
+class RouterLinear(nn.Linear):
+    """Products in fp32 whatever the model's type, also under autocast: rounding would choose other heads."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else wide(self.bias)
+            return nn.functional.linear(wide(x), wide(self.weight), bias)
+
+
+def selected(scores, top_k):
     """1 for the top_k largest of the last dimension, 0 for the others; ties go to the lower index."""
-    chosen = torch.sort(probabilities, dim=-1, descending=True, stable=True).indices[..., :top_k]
-    return torch.zeros_like(probabilities).scatter(-1, chosen, 1.0)
+    chosen = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(scores).scatter(-1, chosen, 1.0)
 
 
-def norm_gates(query, shared, top_k, few_groups, straight_through):
-    """The parameter-free router: heads with the longest query (before RoPE and before the family's own query norm), 0 or 1.
-    Two norms always differ by the same multiple of their standard deviation: few groups are divided by their mean."""
-    norms = query.float().norm(dim=-1)[..., shared:]
-    scores = torch.zeros_like(norms)
-    if norms.shape[-1] > 1:
-        divisor = norms.mean(-1, keepdim=True) if few_groups else norms.std(-1, keepdim=True)
-        scores = torch.where(divisor > 0, norms / torch.where(divisor > 0, divisor, 1.0), scores)
-    probabilities = torch.softmax(scores, -1)
-    routed = select(scores, top_k)
-    if straight_through != "none":  # an exact zero that carries the gradient
-        through = probabilities - probabilities.detach()
-        routed = routed + (through if straight_through == "all" else through * routed)
-    return torch.cat([torch.ones_like(query[..., :shared, 0], dtype=routed.dtype), routed], -1)
+class Router:
+    """Gates of one layer, [..., choices] in the router's own order, whose first choices are shared. A choice is a head, or
+    all query heads of a KV head. A router holds numbers only; its matrices are modules of the attention that asks it. A new
+    kind is a subclass and a line of ROUTERS."""
+
+    def __init__(self, config, layer):
+        moh, heads = config.moh, config.num_attention_heads
+        if moh.get("select", "head") not in ("head", "kv-group"):
+            raise ValueError(f"this file does not know `select` = {moh['select']}, only head and kv-group")
+        self.by_group = moh.get("select", "head") == "kv-group"
+        self.group = heads // config.num_key_value_heads if self.by_group else 1
+        self.choices = heads // self.group
+        counts = (n[layer] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
+        self.shared, self.top_k = (n // self.group for n in counts)
+        order = (moh.get("head_order") or {layer: range(heads)})[layer]
+        self.order = [head // self.group for head in order[:: self.group]]
+        self.places = sorted(range(self.choices), key=self.order.__getitem__)
+        self.config = moh
+
+    def linears(self):
+        """Name and number of rows of each matrix of hidden_size columns."""
+        return {}
+
+    def choose(self, attention, x, query):
+        raise NotImplementedError
+
+    def gates(self, attention, x, query):
+        """[..., heads] in the model's order, from the attention's input x and its query [..., heads * head_dim] before
+        rotary embedding and norms."""
+        gates = self.choose(attention, x, query)
+        if self.places != list(range(self.choices)):
+            gates = gates[..., self.places]
+        return gates.repeat_interleave(self.group, -1) if self.group > 1 else gates
+
+    def compensate(self, attention, gates, output):
+        """What skipped heads leave behind is added to the attention's output here."""
+        return output
 
 
-def two_stage_gates(x, attention, choices, shared, top_k, form):
-    """The trained router: softmax within the shared and within the routed heads, times the weight of the kind."""
-    scale_shared, scale_routed, scale_kind = (shared, top_k, 2.0) if form == "authors" else (1.0, None, 1.0)
-    gates = torch.ones(*x.shape[:-1], shared, device=x.device)
-    if shared > 1:
-        gates = softmax_of(x, attention.wg_1.weight) * scale_shared
-    if top_k == 0:
-        return nn.functional.pad(gates, (0, choices - shared))
-    probabilities = softmax_of(x, attention.wg.weight)
-    routed = probabilities * select(probabilities, top_k)
-    if scale_routed is not None:
-        routed = routed / routed.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).eps) * scale_routed
-    if shared == 0:
-        return routed
-    kind = softmax_of(x, attention.wg_0.weight) * scale_kind
-    return torch.cat([gates * kind[..., :1], routed * kind[..., 1:]], -1)
+class NormRouter(Router):
+    """No parameters: the heads with the longest query, 0 or 1."""
+
+    def choose(self, attention, x, query):
+        query = query.unflatten(-1, (self.choices, -1))
+        if self.order != list(range(self.choices)):
+            query = query[..., self.order, :]
+        norms = torch.linalg.vector_norm(wide(query), dim=-1)[..., self.shared :]
+        scores = torch.zeros_like(norms)
+        if norms.shape[-1] > 1:
+            # Two norms always differ by the same multiple of their deviation: few groups are divided by their mean.
+            few = self.by_group and norms.shape[-1] <= 2
+            divisor = norms.mean(-1, keepdim=True) if few else norms.std(-1, keepdim=True)
+            scores = torch.where(divisor > 0, norms / torch.where(divisor > 0, divisor, 1.0), scores)
+        probabilities = torch.softmax(scores, -1)
+        routed = selected(scores, self.top_k)
+        straight_through = self.config.get("straight_through", "selected")
+        if straight_through != "none":  # an exact zero that carries the gradient
+            through = probabilities - probabilities.detach()
+            routed = routed + (through if straight_through == "all" else through * routed)
+        return nn.functional.pad(routed, (self.shared, 0), value=1.0)
 
 
-def heads_per_choice(config):
-    """Heads that the router takes or leaves together: one, or all query heads of a KV head."""
-    by_group = config.moh.get("select", "head") == "kv-group"
-    return config.num_attention_heads // config.num_key_value_heads if by_group else 1
+class TwoStageRouter(Router):
+    """Trained: softmax within the shared and within the routed heads, times the weight of the kind."""
+
+    def linears(self):
+        sizes = {"wg": self.choices - self.shared if self.top_k > 0 else 0, "wg_1": self.shared if self.shared > 1 else 0,
+                 "wg_0": 2 if self.shared > 0 and self.top_k > 0 else 0}
+        return {name: rows for name, rows in sizes.items() if rows}
+
+    def choose(self, attention, x, query):
+        authors = self.config.get("gates", "paper") == "authors"
+        if self.shared > 1:
+            gates = torch.softmax(wide(attention.wg_1(x)), -1) * (self.shared if authors else 1.0)
+        else:
+            gates = torch.ones(*x.shape[:-1], self.shared, device=x.device)
+        if self.top_k == 0:
+            return nn.functional.pad(gates, (0, self.choices - self.shared))
+        probabilities = torch.softmax(wide(attention.wg(x)), -1)
+        routed = probabilities * selected(probabilities, self.top_k)
+        if authors:
+            routed = routed / routed.sum(-1, keepdim=True).clamp_min(torch.finfo(routed.dtype).eps) * self.top_k
+        if self.shared == 0:
+            return routed
+        kind = torch.softmax(wide(attention.wg_0(x)), -1) * (2.0 if authors else 1.0)
+        return torch.cat([gates * kind[..., :1], routed * kind[..., 1:]], -1)
 
 
-def set_gates(attention, config, order, shared, top_k, projection, inputs, output):
-    """Hook on q_proj, which sees both what the routers want: the layer's input and its query. Choices (heads, or groups of
-    them) are counted in the router's order, whose first ones are shared."""
-    moh, group = config.moh, heads_per_choice(config)
-    choices = config.num_attention_heads // group
-    if moh["router"] == "norm":
-        few_groups = moh.get("select", "head") == "kv-group" and choices - shared <= 2
-        query = output.unflatten(-1, (choices, -1))[..., order, :]
-        gates = norm_gates(query, shared, top_k, few_groups, moh.get("straight_through", "selected"))
-    else:
-        gates = two_stage_gates(inputs[0], attention, choices, shared, top_k, moh.get("gates", "paper"))
-    places = sorted(range(choices), key=order.__getitem__)
-    attention.moh_gates = gates[..., places].repeat_interleave(group, -1)
+ROUTERS = {"norm": NormRouter, "two-stage": TwoStageRouter}
 
 
-def moh_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    gates = module.moh_gates
-    every_gradient = gates.requires_grad and module.config.moh.get("straight_through") == "all"  # of skipped heads too
-    if not hasattr(torch.ops.moh, "head_attention") or dropout > 0 or every_gradient:
-        dense = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        out, _ = dense(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-        return (out * gates.unsqueeze(-1)).to(out.dtype), None
-    tokens, bias = query.shape[2], None
-    if attention_mask is not None:
-        bias = attention_mask
-        if bias.dtype == torch.bool:
-            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, float("-inf"))
-    elif 1 < tokens < key.shape[2]:  # an empty static cache: only its first places are filled
-        key, value = key[:, :, :tokens], value[:, :, :tokens]
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    causal = attention_mask is None and tokens > 1
-    return torch.ops.moh.head_attention(query, key, value, gates, bias=bias, causal=causal, scale=scaling), None
+def router_of(config, layer):
+    if not config.moh:
+        raise ValueError("config.json has no object `moh`")
+    kind = config.moh.get("router")
+    if kind not in ROUTERS:
+        raise ValueError(f"this file does not know the router `{kind}`, only {', '.join(ROUTERS)}; export the model again")
+    return ROUTERS[kind](config, layer)
 
 
-AttentionInterface.register("moh", moh_attention)
-AttentionMaskInterface.register("moh", sdpa_mask)
+class MohAttention(family.LlamaAttention):
+    """The family's attention with gates. What families do differently is read off the attributes that theirs sets."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.router = router_of(config, layer_idx)
+        for name, rows in self.router.linears().items():
+            setattr(self, name, RouterLinear(config.hidden_size, rows, bias=False))
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, cache=None, past_key_values=None, **kwargs):
+        tokens = hidden_states.shape[:-1]
+        if hasattr(self, "qkv_proj"):
+            kv_size = self.config.num_key_value_heads * self.head_dim
+            sizes = [self.config.num_attention_heads * self.head_dim, kv_size, kv_size]
+            query, key, value = self.qkv_proj(hidden_states).split(sizes, -1)
+        else:
+            query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if query.shape[-1] != self.config.num_attention_heads * self.head_dim:
+            raise ValueError("a MoH router needs all heads of a token: this model's attention cannot be split over devices")
+        gates = self.router.gates(self, hidden_states, query)
+
+        whole_rows = FamilyConfig.model_type.startswith("olmo")  # the others' norms are over single heads
+        if hasattr(self, "q_norm") and whole_rows:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (states.view(*tokens, -1, self.head_dim) for states in (query, key, value))
+        if hasattr(self, "q_norm") and not whole_rows:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        if getattr(self, "use_rope", True):
+            query, key = family.apply_rotary_pos_emb(query, key, *position_embeddings)
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # a paged cache finds its places in kwargs
+
+        options = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        if hasattr(self, "sliding_window") or hasattr(FamilyConfig, "sliding_window"):
+            options["sliding_window"] = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
+        if getattr(self, "attn_logit_softcapping", None) is not None:
+            options["softcap"] = self.attn_logit_softcapping
+        weights = None
+        if self.can_skip(query, attention_mask, gates, options):
+            output = self.skip(query, key, value, attention_mask, gates, kwargs.get("is_causal"))
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, family.eager_attention_forward)
+            output, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
+            output = output.reshape(*tokens, -1, self.head_dim)
+            output = (output * gates.unsqueeze(-1)).to(output.dtype)
+        output = self.o_proj(output.reshape(*tokens, -1).contiguous())
+        return self.router.compensate(self, gates, output), weights
+
+    def can_skip(self, query, mask, gates, options):
+        """Whether the operator gives what "sdpa" would."""
+        if self.config._attn_implementation != "sdpa" or not hasattr(torch.ops.moh, "head_attention"):
+            return False
+        every_gradient = gates.requires_grad and self.config.moh.get("straight_through") == "all"  # of skipped heads too
+        plain = query.device.type == "cpu" and (mask is None or isinstance(mask, torch.Tensor))
+        return plain and not every_gradient and options["dropout"] == 0 and "softcap" not in options
+
+    def skip(self, query, key, value, mask, gates, is_causal):
+        queries, bias = query.shape[2], mask
+        causal = mask is None and queries > 1 and (self.is_causal if is_causal is None else is_causal)
+        if mask is not None and mask.dtype == torch.bool:
+            bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+        if causal and queries < key.shape[2]:  # an empty static cache: only its first places are filled
+            key, value = key[:, :, :queries], value[:, :, :queries]
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        return torch.ops.moh.head_attention(query, key, value, gates, bias=bias, causal=causal, scale=self.scaling)
 
 
-class MohForCausalLM(Family):
+class MohModel(family.LlamaModel):
     config_class = MohConfig
+    _keep_in_fp32_modules = ["wg", "wg_0", "wg_1"]  # quantizers leave these as they are
 
     def __init__(self, config):
         super().__init__(config)
-        moh = config.moh
-        if moh is None:
-            raise ValueError("config.json has no object `moh`")
-        if moh["router"] not in ("norm", "two-stage") or moh.get("select", "head") not in ("head", "kv-group"):
-            raise ValueError(f"this file does not know the router {moh['router']} with select {moh.get('select')}")
-        group = heads_per_choice(config)
-        choices, numbered = config.num_attention_heads // group, range(config.num_attention_heads)
-        config._attn_implementation = "moh"
-        for index, layer in enumerate(self.model.layers):
-            attention = layer.self_attn
-            counts = (n[index] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
-            shared, top_k = (n // group for n in counts)
-            order = [head // group for head in (moh.get("head_order") or {index: numbered})[index][::group]]
-            if moh["router"] == "two-stage":
-                sizes = {"wg": choices - shared if top_k > 0 else 0, "wg_1": shared if shared > 1 else 0,
-                         "wg_0": 2 if shared > 0 and top_k > 0 else 0}
-                for name, rows in sizes.items():
-                    if rows:
-                        setattr(attention, name, nn.Linear(config.hidden_size, rows, bias=False))
-            attention.q_proj.register_forward_hook(partial(set_gates, attention, config, order, shared, top_k))
+        for index, layer in enumerate(self.layers):
+            layer.self_attn = MohAttention(config, index)
+        self.post_init()
+
+
+class MohForCausalLM(family.LlamaForCausalLM):
+    config_class = MohConfig
+    _keep_in_fp32_modules = MohModel._keep_in_fp32_modules
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = MohModel(config)
+        self.post_init()
