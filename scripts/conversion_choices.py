@@ -23,7 +23,7 @@ def choices(calibration):
         "half shared, by importance": ("--shared-by", "importance", *text),
         "no shared head, fitted norms": ("--shared", 0, "--fit-router", *text),
         "1 shared by importance, fitted norms": one_shared,
-        "1 shared by importance, fitted norms, budget": (*one_shared, "--budget", "global"),
+        "1 shared by importance, fitted norms, budget": (*one_shared, "--budget", "measured"),
         "1 shared by importance, fitted two-stage": (*one_shared, "--router", "two-stage"),
         "KV groups, none shared": ("--shared", 0, "--select", "kv-group"),
         "KV groups, none shared, fitted norms": ("--shared", 0, "--select", "kv-group", "--fit-router", *text),

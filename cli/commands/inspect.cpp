@@ -112,8 +112,7 @@ int inspect(const Context& context, const Options& options) {
     for (const auto& [name, value] : facts) context.say(fmt::format("{:<28} {}", name, value));
     if (config.moh) {
       for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-        std::string text = fmt::format("layer {:<3} {} shared + {} of {} routed", layer, config.shared_heads(layer),
-                                       config.top_k(layer), config.num_attention_heads - config.shared_heads(layer));
+        std::string text = fmt::format("layer {:<3} {}", layer, config.heads_text(layer));
         if (load) {
           text += "   load";
           for (const double share : load->share[layer]) text += fmt::format(" {:3.0f}", 100 * share);

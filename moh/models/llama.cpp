@@ -288,7 +288,9 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, Pass& pass, LlamaOu
       layer.attention, setting, x,
       {.balance_loss = input.balance_loss, .leaf_gates = input.leaf_gates, .keep_query = input.keep_router_inputs},
       [&](layers::ProjectedHeads heads, const layers::Gates& gates) {
-        return attend(index, std::move(heads), gates, pass);
+        Tensor outputs = attend(index, std::move(heads), gates, pass);
+        if (input.keep_heads) output.heads.push_back(outputs);
+        return outputs;
       });
   if (input.keep_router_inputs) output.router_inputs.push_back({x, attended.query});
   if (attended.load_balance_loss.defined()) pass.balance_losses.push_back(attended.load_balance_loss);
@@ -296,9 +298,26 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, Pass& pass, LlamaOu
   return attended.y;
 }
 
+Tensor Llama::embed(const Tensor& ids) const {
+  check_ids(ids, config_.vocab_size);
+  const Tensor hidden = at::embedding(embedding_, ids);
+  // The factor is rounded to the weights' type first, as the family was trained.
+  if (config_.embedding_scale == 1) return hidden;
+  return hidden * at::scalar_tensor(config_.embedding_scale, embedding_.options().requires_grad(false));
+}
+
+Tensor Llama::final_norm(const Tensor& hidden) const { return rms_norm(hidden, final_norm_, config_); }
+
+Tensor Llama::logits(const Tensor& hidden) const {
+  Tensor logits = lm_head_(hidden);
+  if (config_.logits_divisor != 1) logits = logits / config_.logits_divisor;
+  if (const double cap = config_.logits_soft_cap; cap > 0) logits = at::tanh(logits / cap) * cap;
+  return logits;
+}
+
 LlamaOutput Llama::forward(const LlamaInput& input) const {
-  check_ids(input.ids, config_.vocab_size);
-  const std::int64_t tokens = input.ids.size(1);
+  Tensor hidden = input.layers ? input.layers->hidden : embed(input.ids);
+  const std::int64_t batch = hidden.size(0), tokens = hidden.size(1);
   const std::int64_t past = input.cache != nullptr ? input.cache->length : 0;
   MOH_CHECK(past + tokens <= config_.max_position_embeddings, "[llama] ", past + tokens,
             " tokens do not fit into the model's context of ", config_.max_position_embeddings);
@@ -313,38 +332,39 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
   if (local_frequencies_.defined()) pass.local_rope = layers::rope_table(local_frequencies_, positions);
   if (input.attention_mask) {
     const Tensor& mask = *input.attention_mask;
-    MOH_CHECK(mask.dim() == 2 && mask.size(0) == input.ids.size(0) && mask.size(1) == past + tokens,
-              "[llama] attention_mask must be [B, S] = [", input.ids.size(0), ", ", past + tokens, "], got ",
-              mask.sizes());
+    MOH_CHECK(mask.dim() == 2 && mask.size(0) == batch && mask.size(1) == past + tokens,
+              "[llama] attention_mask must be [B, S] = [", batch, ", ", past + tokens, "], got ", mask.sizes());
     pass.bias = at::zeros(mask.sizes(), options)
                     .masked_fill(mask.eq(0), -std::numeric_limits<double>::infinity())
                     .unsqueeze(1)
                     .unsqueeze(1);
   }
 
-  Tensor hidden = at::embedding(embedding_, input.ids);
-  // The factor is rounded to the weights' type first, as the family was trained.
-  if (config_.embedding_scale != 1) hidden = hidden * at::scalar_tensor(config_.embedding_scale, options);
   const auto normed = [&](const Tensor& x, const optional<Tensor>& weight) {
     return weight ? rms_norm(x, *weight, config_) : x;
   };
   const auto added = [&](const Tensor& to, const Tensor& branch) {
     return config_.residual_multiplier == 1 ? to + branch : to + branch * config_.residual_multiplier;
   };
-  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+  const std::int64_t first = input.layers ? input.layers->first : 0;
+  const std::int64_t end = input.layers ? first + input.layers->count : config_.num_hidden_layers;
+  for (std::int64_t i = first; i < end; ++i) {
     const Layer& layer = layers_[i];
     if (input.keep_hidden) output.hidden.push_back(hidden);
     const Tensor attended = attention(i, normed(hidden, layer.before_attention), pass, output);
+    if (input.layers && input.layers->heads_only && i + 1 == end) return output;
     hidden = added(hidden, normed(attended, layer.after_attention));
     const Tensor x = normed(hidden, layer.before_mlp);
     hidden =
         added(hidden, normed(layer.down(activate(layer.gate(x), config_.activation) * layer.up(x)), layer.after_mlp));
   }
+  if (input.layers) {
+    output.range_hidden = hidden;
+    return output;
+  }
   if (input.cache != nullptr) input.cache->length += tokens;
-  output.last_hidden = rms_norm(hidden, final_norm_, config_);
-  output.logits = lm_head_(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden);
-  if (config_.logits_divisor != 1) output.logits = output.logits / config_.logits_divisor;
-  if (const double cap = config_.logits_soft_cap; cap > 0) output.logits = at::tanh(output.logits / cap) * cap;
+  output.last_hidden = final_norm(hidden);
+  output.logits = logits(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden);
   if (!pass.balance_losses.empty()) output.load_balance_loss = at::stack(pass.balance_losses).mean();
   return output;
 }

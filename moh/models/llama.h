@@ -26,14 +26,23 @@ struct KvCache {
   std::int64_t length = 0, capacity = 0;
 };
 
+// Some layers by themselves, as conversion works.
+struct LayerRange {
+  std::int64_t first, count;
+  at::Tensor hidden;        // [B, T, C], what layer `first` reads
+  bool heads_only = false;  // the last layer's heads are all that is wanted of it (keep_heads)
+};
+
 struct LlamaInput {
-  at::Tensor ids;                                 // [B, T] int64
+  at::Tensor ids = {};                            // [B, T] int64
+  std::optional<LayerRange> layers = {};          // these alone, from hidden states instead of ids, without logits
   std::optional<at::Tensor> position_ids = {};    // [T] or [B, T]; default: 0.. or the cache's length..
   std::optional<at::Tensor> attention_mask = {};  // [B, S] of 0 and 1 over all keys; 0: padding
   KvCache* cache = nullptr;                       // appended to
   bool last_only = false;                         // logits of the last token alone, [B, 1, V]
   bool keep_hidden = false;                       // record the input of every layer
   bool keep_router_inputs = false;                // record what the routers see
+  bool keep_heads = false;                        // record the heads' outputs
   bool leaf_gates = false;                        // gates are leaves: their gradient is theirs alone, not the router's
   bool balance_loss = false;                      // wanted: training alone needs it
 };
@@ -47,6 +56,8 @@ struct LlamaOutput {
   at::Tensor logits;                       // [B, T, V]
   std::vector<at::Tensor> hidden;          // per layer [B, T, C]; only with keep_hidden
   std::vector<RouterInput> router_inputs;  // per layer; only with keep_router_inputs
+  std::vector<at::Tensor> heads;           // per layer [B, T, H, D], gated; only with keep_heads
+  at::Tensor range_hidden;                 // [B, T, C], what a LayerRange leaves
   at::Tensor last_hidden;                  // [B, T, C] after the final norm
   std::vector<ops::Routing> routing;       // one per layer of a MoH model (all-shared layers have empty indices)
   at::Tensor load_balance_loss;  // if wanted: mean over the layers that route, without beta; undefined if none does
@@ -70,6 +81,9 @@ class Llama {
   void save(const std::string& folder) const;
 
   LlamaOutput forward(const LlamaInput& input) const;
+  at::Tensor embed(const at::Tensor& ids) const;          // what layer 0 reads, [B, T, C]
+  at::Tensor logits(const at::Tensor& hidden) const;      // of normed hidden states, [B, T, V]
+  at::Tensor final_norm(const at::Tensor& hidden) const;  // of what the last layer leaves
   KvCache make_cache(std::int64_t batch, std::int64_t capacity) const;
 
   const LlamaConfig& config() const { return config_; }

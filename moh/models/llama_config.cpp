@@ -29,7 +29,7 @@ Json per_layer_json(const std::vector<std::int64_t>& values) {
   return !values.empty() && same ? Json(values[0]) : Json(values);
 }
 
-MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string& where) {
+MohConfig parse_moh(const Json& json, std::int64_t num_layers, std::int64_t num_heads, const std::string& where) {
   MOH_CHECK(json.is_object(), "[", where, "] `moh` must be an object, got ", json.type_name());
   MohConfig moh;
   const auto text = [&](const char* key, const auto& use) {
@@ -64,7 +64,14 @@ MohConfig parse_moh(const Json& json, std::int64_t num_layers, const std::string
   choice("straight_through", moh.straight_through);
   read(json, "beta", moh.beta, where);
   moh.shared_heads = per_layer(json, "shared_heads", num_layers, where);
-  moh.top_k = per_layer(json, "top_k", num_layers, where);
+  if (moh.router->check != nullptr) moh.router->check(moh.own, num_layers, where);
+  if (moh.by_threshold()) {
+    MOH_CHECK(!json.contains("top_k"), "[", where,
+              "] `moh.top_k` has no place beside `moh.choose` threshold, which fixes no number of heads");
+    for (const std::int64_t shared : moh.shared_heads) moh.top_k.push_back(num_heads - shared);
+  } else {
+    moh.top_k = per_layer(json, "top_k", num_layers, where);
+  }
   if (const auto order = json.find("head_order"); order != json.end() && !order->is_null()) {
     const auto is_integer = [](const Json& value) { return value.is_number_integer(); };
     MOH_CHECK(order->is_array() && std::all_of(order->begin(), order->end(),
@@ -130,7 +137,15 @@ void check_head_order(const LlamaConfig& config, const std::string& where) {
 
 }  // namespace
 
+std::string LlamaConfig::heads_text(std::int64_t layer) const {
+  const std::string routed = std::to_string(num_attention_heads - shared_heads(layer));
+  return std::to_string(shared_heads(layer)) + " shared + " +
+         (moh && moh->by_threshold() ? routed + " routed by threshold"
+                                     : std::to_string(top_k(layer)) + " of " + routed + " routed");
+}
+
 double LlamaConfig::activated_share() const {
+  if (moh && moh->by_threshold()) return moh->own.at("activated").get<double>();
   double active = 0;
   for (std::int64_t layer = 0; layer < num_hidden_layers; ++layer) active += shared_heads(layer) + top_k(layer);
   return active / static_cast<double>(num_hidden_layers * num_attention_heads);
@@ -166,7 +181,7 @@ LlamaConfig parse_llama_config(const Json& json, const std::string& where, ReadA
   LlamaConfig config = parse_model_part(source, where);
   if (has_moh) {
     MOH_CHECK(as != ReadAs::kDense, "[", where, "] has an object `moh`, so it cannot be read as dense");
-    config.moh = parse_moh(source["moh"], config.num_hidden_layers, where);
+    config.moh = parse_moh(source["moh"], config.num_hidden_layers, config.num_attention_heads, where);
   } else if (is_authors_moh_llama(json, config.model_type, as, where)) {
     MohConfig moh;
     moh.shared_heads.assign(config.num_hidden_layers, config.num_attention_heads / 2);
@@ -230,7 +245,7 @@ Json llama_config_json(const LlamaConfig& config) {
     object["router"] = moh.router.name();
     object["select"] = layers::name_of(moh.select);
     object["shared_heads"] = per_layer_json(moh.shared_heads);
-    object["top_k"] = per_layer_json(moh.top_k);
+    if (!moh.by_threshold()) object["top_k"] = per_layer_json(moh.top_k);
     if (!moh.head_order.empty()) object["head_order"] = moh.head_order;
     object["beta"] = moh.beta;
     object["gates"] = layers::name_of(moh.gates);

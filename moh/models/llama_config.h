@@ -26,6 +26,9 @@ struct MohConfig {
   // Norm router; kNone as in the authors' published inference code.
   layers::StraightThrough straight_through = layers::StraightThrough::kSelected;
   Json own = Json::object();  // keys of the router's own
+
+  // The number of heads varies by token (linear router); top_k is all routed heads then, and not in the file.
+  bool by_threshold() const { return own.value("choose", "") == "threshold"; }
 };
 
 // Where a block normalises: what goes into attention and MLP, what comes out of them, or both.
@@ -61,6 +64,8 @@ struct LlamaConfig {
   std::int64_t shared_heads(std::int64_t layer) const { return moh ? moh->shared_heads[layer] : num_attention_heads; }
   std::int64_t top_k(std::int64_t layer) const { return moh ? moh->top_k[layer] : 0; }
   bool is_shared(std::int64_t layer, std::int64_t head) const;
+  // "4 shared + 2 of 5 routed", "0 shared + 9 routed by threshold"
+  std::string heads_text(std::int64_t layer) const;
   // Heads that the router takes or leaves together.
   std::int64_t heads_per_choice() const {
     return moh && moh->select == layers::SelectBy::kKvGroup ? num_attention_heads / num_key_value_heads : 1;
@@ -68,7 +73,7 @@ struct LlamaConfig {
   std::int64_t window(std::int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   bool has_rope(std::int64_t layer) const { return rope_layers.empty() || rope_layers[layer]; }
   std::int64_t rotary_size() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
-  // (shared + K) / heads over all layers; 1 for a dense model.
+  // (shared + K) / heads over all layers, by threshold what calibration text used; 1 for a dense model.
   double activated_share() const;
 };
 

@@ -28,8 +28,12 @@ LlamaCost llama_cost(const LlamaConfig& config, std::int64_t context, std::int64
   const bool skips_query = config.moh && !config.moh->router->needs_query;
   double idle_parameters = 0, attention = 0, dense_attention = 0;
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const auto active =
-        static_cast<double>(config.moh ? config.shared_heads(layer) + config.top_k(layer) : config.num_attention_heads);
+    auto active = heads;
+    if (config.moh && config.moh->by_threshold()) {
+      active *= config.activated_share();  // of all layers together
+    } else if (config.moh) {
+      active = static_cast<double>(config.shared_heads(layer) + config.top_k(layer));
+    }
     idle_parameters += (heads - active) * projection * (skips_query ? 2 : 1);
     attention += active * per_head(layer);
     dense_attention += heads * per_head(layer);

@@ -35,12 +35,15 @@ layers::RouterSetting router_setting(const LlamaConfig& config, std::int64_t lay
   setting.balance = moh.balance;
   setting.straight_through = moh.straight_through;
   setting.order = order;
+  setting.layer = layer;
   setting.own = &moh.own;
   return setting;
 }
 
 void set_top_k(LlamaConfig& config, std::int64_t top_k) {
   MOH_CHECK(config.moh.has_value(), "[top_k] the model is dense, it has no routed heads; convert it first");
+  MOH_CHECK(!config.moh->by_threshold(),
+            "[top_k] the model's heads are chosen by threshold, their number varies; set a share (--activated)");
   const std::int64_t group = config.heads_per_choice(), heads = config.num_attention_heads;
   MOH_CHECK(top_k >= 0 && top_k <= heads && top_k % group == 0, "[top_k] must be in 0..", heads, " in steps of ", group,
             ", got ", top_k);
@@ -55,6 +58,10 @@ void set_activated_share(LlamaConfig& config, double activated) {
   MOH_CHECK(config.moh.has_value(),
             "[activated] the model is dense, all its heads are always active; convert it first");
   MOH_CHECK(activated > 0 && activated <= 1, "[activated] must be in (0, 1], got ", activated);
+  if (config.moh->by_threshold()) {
+    config.moh->own["activated"] = activated;
+    return;
+  }
   const std::int64_t group = config.heads_per_choice(), heads = config.num_attention_heads;
   const double share = config.activated_share();
   const auto least = [&](std::int64_t layer) { return std::max(group, config.moh->shared_heads[layer]); };

@@ -20,9 +20,9 @@ layers::RouterSetting router_setting(const LlamaConfig& config, std::int64_t lay
 //
 // The same K in every layer; layers with fewer routed heads use all of them.
 void set_top_k(LlamaConfig& config, std::int64_t top_k);
-// A share of the heads over all layers. Layers keep their proportions: between the share that config.json asks for and
-// all heads (or the shared ones alone, downwards) every layer goes the same part of its way, in whole choices whose
-// total is the share.
+// A share of the heads over all layers. By threshold: the thresholds that gave it on calibration text. Else layers keep
+// their proportions: between the share that config.json asks for and all heads (or the shared ones alone, downwards)
+// every layer goes the same part of its way, in whole choices whose total is the share.
 void set_activated_share(LlamaConfig& config, double activated);
 
 }  // namespace moh::models

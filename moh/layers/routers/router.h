@@ -38,6 +38,7 @@ struct RouterSetting {
   StraightThrough straight_through = StraightThrough::kSelected;
   bool two_stage = true;               // false: shared and routed heads are not weighed against each other
   const ChoiceOrder* order = nullptr;  // as they are numbered
+  std::int64_t layer = 0;              // its number, where keys of its own are per layer
   const Json* own = nullptr;           // keys of the object `moh` that are this router's alone
 
   std::int64_t routed() const { return choices - shared; }
@@ -87,6 +88,8 @@ struct RouterType {
   std::vector<std::string> keys = {};  // of the object `moh` that are its own, see RouterSetting::own
   std::vector<RouterTensor> (*tensors)(const RouterSetting&);
   std::unique_ptr<Router> (*make)(const RouterTensors&);
+  // Error "[where] ..." for keys of its own that a model of so many layers cannot have.
+  void (*check)(const Json& own, std::int64_t layers, const std::string& where) = nullptr;
 };
 
 std::unique_ptr<Router> make_router(RouterKind kind, const RouterTensors& tensors);

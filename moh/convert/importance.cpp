@@ -1,50 +1,20 @@
-#include "moh/models/conversion.h"
+#include "moh/convert/importance.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
-#include <numeric>
 
 #include "moh/base/error.h"
 
-namespace moh::models {
+namespace moh::convert {
 
 using at::Tensor;
+using models::Llama;
+using models::LlamaConfig;
 
 namespace {
-
-std::int64_t window_length(const LlamaConfig& config, const Calibration& calibration) {
-  const std::int64_t context = config.max_position_embeddings;
-  MOH_CHECK(calibration.sequence <= context, "[convert] a calibration sequence of ", calibration.sequence,
-            " does not fit into the model's context of ", context);
-  const std::int64_t wanted = calibration.sequence > 0 ? calibration.sequence : std::min<std::int64_t>(context, 512);
-  const std::int64_t length = std::min(wanted, calibration.text->size() - 1);
-  MOH_CHECK(length > 0 && calibration.windows > 0, "[convert] calibration needs at least 2 tokens and one window, got ",
-            calibration.text->size(), " tokens and ", calibration.windows, " windows");
-  return length;
-}
-
-std::int64_t window_count(const Calibration& calibration, std::int64_t length) {
-  return std::min(calibration.windows, (calibration.text->size() - 1) / length);
-}
-
-// Mean loss a token.
-double calibration_loss(const Llama& model, const Calibration& calibration) {
-  const c10::NoGradGuard no_grad;
-  const std::int64_t length = window_length(model.config(), calibration);
-  const std::int64_t windows = window_count(calibration, length);
-  double loss = 0;
-  for (std::int64_t window = 0; window < windows; ++window) {
-    const Tensor ids = calibration.text->windows({window * length}, length).to(model.device());
-    const Tensor logits = model.forward({.ids = ids.narrow(1, 0, length)}).logits.flatten(0, 1).to(at::kFloat);
-    loss += at::cross_entropy_loss(logits, ids.narrow(1, 1, length).flatten()).item<double>();
-  }
-  return loss / static_cast<double>(windows);
-}
 
 Tensor parameter(const Llama& model, const std::string& name) {
   for (const auto& [key, tensor] : model.parameters()) {
@@ -74,7 +44,7 @@ HeadStatistics measure_heads(const Llama& dense, const LlamaConfig& config, cons
   std::vector<std::vector<Tensor>> importance(config.num_hidden_layers), pairs(config.num_hidden_layers),
       inputs(config.num_hidden_layers);
   for (std::int64_t window = 0; window < windows; ++window) {
-    const Tensor ids = calibration.text->windows({window * length}, length).to(model.device());
+    const Tensor ids = window_ids(calibration, length, window).to(model.device());
     const auto output =
         model.forward({.ids = ids.narrow(1, 0, length), .keep_router_inputs = true, .leaf_gates = true});
     const Tensor loss =
@@ -117,9 +87,9 @@ std::vector<std::vector<std::int64_t>> importance_order(const HeadStatistics& st
   return order;
 }
 
-void calibrate_router(Llama& model, const LlamaConfig& config, const HeadStatistics& statistics) {
+void calibrate_router(Llama& model, const LlamaConfig& config, HeadStatistics& statistics) {
   MOH_CHECK(!config.fused_projections && config.rotary_size() == config.head_dim &&
-                config.query_key_norm != QueryKeyNorm::kProjection,
+                config.query_key_norm != models::QueryKeyNorm::kProjection,
             "[convert] query norms of a ", config.model_type, " model cannot be calibrated; use --router two-stage");
   const std::int64_t heads = config.num_attention_heads, kv_heads = config.num_key_value_heads;
   const std::int64_t half = config.head_dim / 2, choices = heads / config.heads_per_choice();
@@ -146,6 +116,7 @@ void calibrate_router(Llama& model, const LlamaConfig& config, const HeadStatist
       logs.sub_(first / (1 - std::pow(kBeta1, step)) / corrected, kRate);
     }
     const c10::NoGradGuard no_grad;
+    statistics.query_pairs[layer] = pairs * (2 * (logs - logs.mean())).exp().repeat_interleave(heads / kv_heads, 0);
     const Tensor factors =
         (logs - logs.mean()).exp().repeat({1, 2}).to(at::kDouble);  // [Hkv, D]: both halves of a pair
     const auto scale_rows = [&](const std::string& name, const Tensor& by_row) {
@@ -183,53 +154,4 @@ Tensor fit_router(const LlamaConfig& config, std::int64_t layer, const HeadStati
   return (weight * (kScoreDeviation / deviation)).to(at::kFloat).contiguous();
 }
 
-void budget_heads(Llama& model, double activated, const std::function<std::int64_t(std::int64_t)>& division,
-                  const Calibration& calibration, const std::function<void(double)>& progress) {
-  LlamaConfig& config = model.mutable_config();
-  MohConfig& moh = *config.moh;
-  const std::int64_t layers = config.num_hidden_layers, heads = config.num_attention_heads;
-  const std::int64_t group = config.heads_per_choice(), choices = heads / group;
-  const auto set = [&](std::int64_t layer, std::int64_t active) {
-    moh.shared_heads[layer] = std::clamp<std::int64_t>(division(active * group), 0, active * group);
-    moh.top_k[layer] = active * group - moh.shared_heads[layer];
-  };
-  for (std::int64_t layer = 0; layer < layers; ++layer) set(layer, choices);
-  const double dense = calibration_loss(model, calibration);
-  std::vector<std::vector<double>> rise(layers, std::vector<double>(choices + 1, 0.0));
-  for (std::int64_t layer = 0; layer < layers; ++layer) {
-    for (std::int64_t active = 1; active < choices; ++active) {
-      set(layer, active);
-      rise[layer][active] = calibration_loss(model, calibration) - dense;
-      if (progress) {
-        progress(static_cast<double>(layer * (choices - 1) + active) / static_cast<double>(layers * (choices - 1)));
-      }
-    }
-    set(layer, choices);
-  }
-  // Exact: the least sum over the first layers for every number of choices spent.
-  const auto budget = std::clamp<std::int64_t>(std::llround(activated * static_cast<double>(layers * choices)), layers,
-                                               layers * choices);
-  constexpr double kNever = std::numeric_limits<double>::infinity();
-  std::vector<double> least(budget + 1, kNever);
-  least[0] = 0;
-  std::vector<std::vector<std::int64_t>> taken(layers, std::vector<std::int64_t>(budget + 1, 0));
-  for (std::int64_t layer = 0; layer < layers; ++layer) {
-    std::vector<double> next(budget + 1, kNever);
-    for (std::int64_t spent = 0; spent <= budget; ++spent) {
-      for (std::int64_t active = 1; active <= std::min(choices, spent); ++active) {
-        const double sum = least[spent - active] + rise[layer][active];
-        if (sum < next[spent]) {
-          next[spent] = sum;
-          taken[layer][spent] = active;
-        }
-      }
-    }
-    least = std::move(next);
-  }
-  for (std::int64_t layer = layers - 1, spent = budget; layer >= 0; --layer) {
-    set(layer, taken[layer][spent]);
-    spent -= taken[layer][spent];
-  }
-}
-
-}  // namespace moh::models
+}  // namespace moh::convert

@@ -1,5 +1,5 @@
 // What conversion measures, against finite differences, brute force and facts.
-#include "moh/models/conversion.h"
+#include "moh/convert/importance.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -11,6 +11,7 @@
 #include <filesystem>
 
 #include "moh/base/error.h"
+#include "moh/convert/budget.h"
 #include "moh/eval/perplexity.h"
 #include "moh/io/npy.h"
 
@@ -19,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using at::Tensor;
 using namespace moh::models;
+using namespace moh::convert;
 
 class Conversion : public testing::Test {
  protected:
@@ -61,7 +63,7 @@ TEST_F(Conversion, ImportanceIsTheSquaredDerivativeOfTheGate) {
     LlamaConfig config = small(4, 2);
     const Llama dense = Llama::initialize(config, 1);
     config.moh = make_moh_config(2, 4, 0.5, std::nullopt, std::nullopt, "norm", group);
-    const auto statistics = measure_heads(dense, config, {.text = &text_, .sequence = 1, .windows = 3});
+    const auto statistics = measure_heads(dense, config, {.texts = {&text_}, .sequence = 1, .windows = 3});
     ASSERT_EQ(statistics.importance.size(), 2U);
     ASSERT_EQ(statistics.importance[0].sizes(), (at::IntArrayRef{3, 4 / group}));
     const c10::NoGradGuard no_grad;
@@ -105,7 +107,7 @@ TEST_F(Conversion, CalibratedRouterLeavesAttentionAndFollowsImportance) {
     config.moh = make_moh_config(2, 8, 0.5, std::nullopt, std::nullopt, "norm", group);
     const Tensor ids = text_.windows({100}, 40);
     const Tensor before = dense.forward({.ids = ids}).logits;
-    const Calibration calibration{.text = &text_, .sequence = 64, .windows = 8};
+    const Calibration calibration{.texts = {&text_}, .sequence = 64, .windows = 8};
     // Cross-entropy between each token's shares of importance and softmax(norm / deviation), from the queries anew.
     const auto cross_entropy = [&](const HeadStatistics& statistics, std::int64_t layer) {
       const Tensor target = statistics.importance[layer].clamp_max(50 * statistics.importance[layer].mean());
@@ -114,12 +116,14 @@ TEST_F(Conversion, CalibratedRouterLeavesAttentionAndFollowsImportance) {
       return (-(target * at::log_softmax(norms / norms.std(-1, true, true), -1)).sum() / target.sum()).item<double>();
     };
     const auto first = measure_heads(dense, config, calibration);
-    calibrate_router(dense, config, first);
+    auto scaled = first;
+    calibrate_router(dense, config, scaled);
     EXPECT_LE((dense.forward({.ids = ids}).logits - before).abs().max().item<double>(),
               1e-4 * before.abs().max().item<double>());
     const auto second = measure_heads(dense, config, calibration);
     for (std::int64_t layer = 0; layer < 2; ++layer) {
       EXPECT_TRUE(at::allclose(first.importance[layer], second.importance[layer], 2e-2, 1e-4));  // the same function
+      EXPECT_TRUE(at::allclose(scaled.query_pairs[layer], second.query_pairs[layer], 1e-3, 1e-5));
       EXPECT_LT(cross_entropy(second, layer), cross_entropy(first, layer) - 1e-3) << "group " << group;
     }
   }
@@ -149,9 +153,9 @@ TEST_F(Conversion, BudgetIsTheBestSumOfWhatLayersLose) {
   Llama model = Llama::initialize(config, 6);
   config.moh = make_moh_config(3, 4, 0.5, std::nullopt, std::nullopt, "norm");
   model = Llama(config, model.parameters());
-  const Calibration calibration{.text = &text_, .sequence = 50, .windows = 6};
+  const Calibration calibration{.texts = {&text_}, .sequence = 50, .windows = 6};
   const auto division = [](std::int64_t active) { return active / 2; };
-  budget_heads(model, 0.5, division, calibration);
+  budget_by_measurement(model, 0.5, division, calibration);
   const auto& moh = *model.config().moh;
   EXPECT_DOUBLE_EQ(model.config().activated_share(), 0.5);
   for (std::int64_t layer = 0; layer < 3; ++layer)
@@ -186,13 +190,13 @@ TEST_F(Conversion, CalibrationSaysWhatIsWrong) {
   LlamaConfig config = small(4, 2);
   const Llama dense = Llama::initialize(config, 1);
   config.moh = make_moh_config(2, 4, 0.5, std::nullopt, std::nullopt, "norm");
-  EXPECT_THROW(measure_heads(dense, config, {.text = &text_, .sequence = 1 << 20}), moh::Error);
-  EXPECT_THROW(measure_heads(dense, config, {.text = &text_, .windows = 0}), moh::Error);
+  EXPECT_THROW(measure_heads(dense, config, {.texts = {&text_}, .sequence = 1 << 20}), moh::Error);
+  EXPECT_THROW(measure_heads(dense, config, {.texts = {&text_}, .windows = 0}), moh::Error);
   const moh::data::TokenStream none;
-  EXPECT_THROW(measure_heads(dense, config, {.text = &none}), moh::Error);
+  EXPECT_THROW(measure_heads(dense, config, {.texts = {&none}}), moh::Error);
   parameter(dense, "model.layers.0.self_attn.o_proj.weight").fill_(std::nan(""));
   try {
-    measure_heads(dense, config, {.text = &text_, .sequence = 8, .windows = 1});
+    measure_heads(dense, config, {.texts = {&text_}, .sequence = 8, .windows = 1});
     FAIL() << "NaN weights must be an error";
   } catch (const moh::Error& error) {
     EXPECT_NE(std::string(error.what()).find("NaN"), std::string::npos);

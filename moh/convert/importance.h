@@ -1,22 +1,15 @@
-// What conversion of a dense model can learn from calibration text, beyond the paper: which heads matter, which of them
-// the router should prefer, how many heads each layer needs. The paper shares the first heads and treats all layers
-// alike.
+// What the paper's form of conversion can learn from calibration text: which heads matter, which of them the router
+// should prefer. The paper shares the first heads and lets the norms of the queries be.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
 #include <vector>
 
-#include "moh/data/token_data.h"
+#include "moh/convert/calibration.h"
 #include "moh/models/llama.h"
 
-namespace moh::models {
-
-struct Calibration {
-  const data::TokenStream* text = nullptr;
-  std::int64_t sequence = 0, windows = 16;  // read from the beginning; sequence 0: the model's context, at most 512
-};
+namespace moh::convert {
 
 // Of every layer, over the tokens of the calibration text.
 struct HeadStatistics {
@@ -29,7 +22,8 @@ struct HeadStatistics {
 };
 
 // `config`: the converted one; heads are counted as its `select` says. One backward pass over the text, in fp32.
-HeadStatistics measure_heads(const Llama& dense, const LlamaConfig& config, const Calibration& calibration);
+HeadStatistics measure_heads(const models::Llama& dense, const models::LlamaConfig& config,
+                             const Calibration& calibration);
 
 // Heads of every layer by falling importance, those chosen together kept together: a MohConfig::head_order.
 std::vector<std::vector<std::int64_t>> importance_order(const HeadStatistics& statistics,
@@ -38,19 +32,12 @@ std::vector<std::vector<std::int64_t>> importance_order(const HeadStatistics& st
 // A trained router that begins with what calibration knows: wg of one layer, [routed choices, C], whose scores follow
 // the logarithm of importance (ridge regression). The scores' standard deviation is made small, so that gates begin
 // near the one of a dense head and only the selection is learnt.
-at::Tensor fit_router(const LlamaConfig& config, std::int64_t layer, const HeadStatistics& statistics);
+at::Tensor fit_router(const models::LlamaConfig& config, std::int64_t layer, const HeadStatistics& statistics);
 
 // Makes query norms tell importance: multiplies, per KV head, each rotary pair of its query heads by a factor and
 // divides the same pair of the key by it. Attention stays what it was (up to rounding), the norms that route do not.
 // The factors (geometric mean 1 in a layer) minimise the cross-entropy between each token's shares of importance and
-// the router's probabilities. Changes the tensors of `model` in place.
-void calibrate_router(Llama& model, const LlamaConfig& config, const HeadStatistics& statistics);
+// the router's probabilities. Changes the tensors of `model` in place, and the statistics of its queries with them.
+void calibrate_router(models::Llama& model, const models::LlamaConfig& config, HeadStatistics& statistics);
 
-// Active heads by layer, `activated` of all heads over all layers, so that the loss rises least: measured for every
-// layer and number of heads with the other layers dense, then added up. Shared heads as `division` says for a number of
-// active heads; K is the rest. `model` holds the converted configuration, its order of heads included; its shared_heads
-// and top_k are overwritten. `progress` hears of the share done.
-void budget_heads(Llama& model, double activated, const std::function<std::int64_t(std::int64_t)>& division,
-                  const Calibration& calibration, const std::function<void(double)>& progress = {});
-
-}  // namespace moh::models
+}  // namespace moh::convert

@@ -1,0 +1,46 @@
+// Recipe "best": a dense model becomes one whose linear routers know what every head is worth for a token, without
+// training (docs/conversion.md). Three passes over calibration text:
+//
+//   1. forward and back: what the loss loses when a head's output moves (loss_metric.h)
+//   2. forward: each layer's router, a regression of the scores on the layer's input (router_fit.h); thresholds for all
+//      layers together, or numbers of heads per layer, follow (selection.h)
+//   3. forward, layer by layer on the stream of the model converted so far: thresholds anew, which keep each layer's
+//      share, and the output projection refitted (refit.h)
+//
+// Beside the weights in fp32, memory holds one layer's statistics and the hidden states of the text.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "moh/convert/calibration.h"
+#include "moh/models/llama.h"
+
+namespace moh::convert {
+
+struct RecipeOptions {
+  double activated = 0.75;
+  std::string select = "head";       // or "kv-group"
+  std::string choose = "threshold";  // or "top-k": numbers of heads by layer
+  std::string budget = "global";     // with top-k: "global", layers differ, or "uniform"
+  bool weighted = false;             // gates by score instead of ones
+  bool mean_heads = true, refit = true;
+  double beta = 0;
+  std::string straight_through = "none";  // tuning leaves the routers as they were fitted
+  Calibration calibration;
+  at::ScalarType weights =
+      at::kFloat;       // type that the weights will be saved in: they are rounded to it as they are made
+  // Folders that a stopped conversion goes on from; "": none. What the first two passes find is the same for every
+  // share, so that its folder may serve several conversions.
+  std::string statistics, journal;
+  std::function<void(double done, const std::string& step)> progress = {};
+  std::function<bool()> stop = {};  // asked before every layer; true ends the work with Stopped
+};
+
+// Thrown where `stop` said so; the journal has what was done.
+struct Stopped {};
+
+// `dense` in fp32 on the CPU. Errors: a model that is not dense, a text that is too short.
+models::Llama convert_by_scores(const models::Llama& dense, const RecipeOptions& options);
+
+}  // namespace moh::convert

@@ -1,0 +1,174 @@
+#include "moh/layers/routers/linear.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "moh/base/error.h"
+#include "moh/layers/routers/router.h"
+
+namespace moh::layers {
+
+using at::Tensor;
+
+namespace {
+
+at::ScalarType wide(const Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+}  // namespace
+
+Tensor linear_scores(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const at::ScalarType type = wide(x);
+  return at::linear(x.to(type), weight.to(type), bias.to(type));
+}
+
+ops::Routing route_linear(const Tensor& scores, const LinearChoice& choice) {
+  const std::int64_t choices = scores.size(-1), num_routed = choices - choice.shared;
+  MOH_CHECK(choice.shared >= 0 && num_routed >= 0, "[route_linear] shared heads must be in 0..", choices, ", got ",
+            choice.shared);
+  MOH_CHECK(choice.threshold || (choice.top_k >= 0 && choice.top_k <= num_routed && choice.shared + choice.top_k > 0),
+            "[route_linear] top_k must be in 0..", num_routed, " and at least one head active, got ", choice.top_k);
+  const Tensor routed = scores.narrow(-1, choice.shared, num_routed);
+  const bool bounded = choice.threshold && std::isfinite(*choice.threshold);
+  const Tensor weights = at::sigmoid(bounded ? routed - *choice.threshold : routed);
+
+  ops::Routing routing;
+  Tensor selected;
+  if (choice.threshold) {
+    selected = routed.detach().gt(*choice.threshold).to(routed.scalar_type());
+    routing.indices =
+        at::empty(routed.sizes(), routed.options().dtype(at::kLong).requires_grad(false)).narrow(-1, 0, 0);
+    routing.probabilities = weights;
+  } else {
+    routing.indices = ops::select_top_k(routed.detach(), choice.top_k);
+    selected = at::zeros_like(routed.detach()).scatter(-1, routing.indices, 1.0);
+    routing.probabilities = at::softmax(routed, -1);
+  }
+  // w - w is an exact zero that carries the straight-through gradient.
+  const Tensor gates = choice.weighted ? selected * weights : selected + (weights - weights.detach());
+  if (choice.shared == 0) {
+    routing.gates = gates;
+  } else {
+    routing.gates = at::cat({at::ones_like(scores.detach().narrow(-1, 0, choice.shared)), gates}, -1);
+  }
+  return routing;
+}
+
+Tensor mean_heads(const Tensor& gates, const Tensor& weight, const Tensor& bias) {
+  return at::linear((1 - gates).to(weight.scalar_type()), weight, bias);
+}
+
+bool by_threshold(const Json& own) {
+  const auto choose = own.find("choose");
+  return choose != own.end() && *choose == "threshold";
+}
+
+double layer_threshold(const Json& own, std::int64_t layer) {
+  const double activated = own.at("activated").get<double>();
+  if (activated >= 1) return -std::numeric_limits<double>::infinity();
+  const Json& table = own.at("thresholds").at(layer);
+  const double place = activated * static_cast<double>(table.size() - 1);
+  const auto below = static_cast<std::size_t>(place);
+  const double way = place - static_cast<double>(below);
+  return (1 - way) * table[below].get<double>() + way * table[below + 1].get<double>();
+}
+
+namespace {
+
+class LinearRouter final : public Router {
+ public:
+  explicit LinearRouter(const RouterTensors& tensor)
+      : weight_(*tensor("wg.weight")),
+        bias_(*tensor("wg.bias")),
+        mean_(tensor("head_mean.weight")),
+        mean_bias_(tensor("head_mean.bias")) {}
+
+  double share(const RouterSetting& setting) const override {
+    return by_threshold(*setting.own) ? setting.own->at("activated").get<double>() : Router::share(setting);
+  }
+  bool has_gradients_everywhere(const RouterSetting& setting) const override {
+    return setting.straight_through == StraightThrough::kAll;
+  }
+  Tensor balance_loss(const RouterSetting& setting, const ops::Routing& routing) const override {
+    return by_threshold(*setting.own) ? Tensor() : Router::balance_loss(setting, routing);
+  }
+  Tensor compensation(const RouterSetting& setting, const Tensor& gates) const override {
+    if (!mean_) return {};
+    Tensor by_choice = setting.group == 1 ? gates : gates.slice(-1, 0, std::nullopt, setting.group);
+    // A head that was left out has no gradient of its own, the other half of what its gate's would be.
+    if (!has_gradients_everywhere(setting)) by_choice = at::where(by_choice.ne(0), by_choice, by_choice.detach());
+    return mean_heads(by_choice, *mean_, *mean_bias_);
+  }
+
+ protected:
+  ops::Routing decide(const RouterSetting& setting, const Tensor& x, const Tensor& /*scored*/) const override {
+    Tensor scores = linear_scores(x, weight_, bias_);
+    if (setting.order != nullptr) scores = scores.index_select(-1, setting.order->order);
+    LinearChoice choice{
+        .shared = setting.shared, .top_k = setting.top_k, .weighted = setting.own->value("weighted", false)};
+    if (by_threshold(*setting.own)) choice.threshold = layer_threshold(*setting.own, setting.layer);
+    ops::Routing routing = route_linear(scores, choice);
+    if (setting.straight_through == StraightThrough::kNone) routing.gates = routing.gates.detach();
+    return routing;
+  }
+
+ private:
+  Tensor weight_, bias_;
+  std::optional<Tensor> mean_, mean_bias_;
+};
+
+std::vector<RouterTensor> tensors(const RouterSetting& setting) {
+  std::vector<RouterTensor> all = {{"wg.weight", {setting.choices, setting.hidden}},
+                                   {"wg.bias", {setting.choices}, /*decays=*/false}};
+  if (setting.own->value("mean_heads", false)) {
+    all.push_back({"head_mean.weight", {setting.hidden, setting.choices}, /*decays=*/false});
+    all.push_back({"head_mean.bias", {setting.hidden}, /*decays=*/false});
+  }
+  return all;
+}
+
+std::unique_ptr<Router> make(const RouterTensors& tensor) { return std::make_unique<LinearRouter>(tensor); }
+
+bool is_falling_table(const Json& table) {
+  if (!table.is_array() || table.size() < 2) return false;
+  if (!std::all_of(table.begin(), table.end(), [](const Json& value) { return value.is_number(); })) return false;
+  return std::is_sorted(table.rbegin(), table.rend());
+}
+
+void check(const Json& own, std::int64_t layers, const std::string& where) {
+  for (const char* key : {"weighted", "mean_heads"}) {
+    MOH_CHECK(!own.contains(key) || own.at(key).is_boolean(), "[", where, "] `moh.", key, "` must be true or false");
+  }
+  const std::string choose =
+      own.contains("choose") && own["choose"].is_string() ? own["choose"].get<std::string>() : "";
+  MOH_CHECK(!own.contains("choose") || choose == "top-k" || choose == "threshold", "[", where,
+            "] `moh.choose` must be top-k or threshold");
+  if (choose != "threshold") {
+    MOH_CHECK(!own.contains("activated") && !own.contains("thresholds"), "[", where,
+              "] `moh.activated` and `moh.thresholds` belong to `moh.choose` threshold");
+    return;
+  }
+  const double activated =
+      own.contains("activated") && own["activated"].is_number() ? own["activated"].get<double>() : 0;
+  MOH_CHECK(activated > 0 && activated <= 1, "[", where, "] `moh.activated` must be a number in (0, 1]");
+  const bool per_layer = own.contains("thresholds") && own["thresholds"].is_array() &&
+                         static_cast<std::int64_t>(own["thresholds"].size()) == layers;
+  MOH_CHECK(per_layer && std::all_of(own["thresholds"].begin(), own["thresholds"].end(), is_falling_table), "[", where,
+            "] `moh.thresholds` must be, for each of the ", layers,
+            " layers, a list of at least two numbers that fall");
+}
+
+const RegisterRouter registered({.name = "linear",
+                                 .summary = "fitted or trained, a score of the layer's input for every head",
+                                 .needs_query = false,
+                                 .keys = {"choose", "activated", "thresholds", "weighted", "mean_heads"},
+                                 .tensors = tensors,
+                                 .make = make,
+                                 .check = check});
+
+}  // namespace
+}  // namespace moh::layers
