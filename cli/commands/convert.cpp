@@ -10,6 +10,7 @@
 #include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "moh/convert/recipe.h"
+#include "moh/io/companions.h"
 #include "moh/io/gguf.h"
 #include "moh/io/model_folder.h"
 #include "moh/layers/routers/linear.h"
@@ -48,7 +49,7 @@ int run(const Context& context, const ConvertOptions& options) {
                                   ? convert_linear(context, options, dense, std::move(tensors))
                                   : convert_as_paper(context, options, dense, std::move(tensors));
   model.save(options.out);
-  io::copy_companions(options.in, options.out);
+  io::copy_model_files(options.in, options.out);
   std::filesystem::remove_all(options.out + "/conversion");  // what a stopped conversion would have gone on from
 
   const models::LlamaConfig& config = model.config();

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "moh/io/companions.h"
 #include "moh/models/llama_export.h"
 
 namespace moh::cli {
@@ -14,7 +15,7 @@ int export_model(const Context& context, const std::string& in, const std::strin
   const auto model = models::Llama::load(in, context.weights_type(), models::read_as(context.read_as));
   io::check_finite(model.parameters(), in);
   models::export_llama(model, out);
-  io::copy_companions(in, out);
+  io::copy_model_files(in, out);
   const bool is_moh = model.config().moh.has_value();
   context.emit({{"parameters", model.num_parameters()},
                 {"activated", model.config().activated_share()},

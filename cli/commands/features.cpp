@@ -35,12 +35,17 @@ int run_features(const Context& context, Options options) {
   if (!result.features.defined()) return kInterruptedStatus;
   io::save_arrays(options.out, {{"features", result.features}, {"probabilities", result.probabilities}});
   Json line = Json::object();
-  line["images"] = pictures.count;
+  const auto images = result.features.size(0);
+  line["images"] = images;
+  line["skipped"] = result.skipped.size();
   line["dimensions"] = result.features.size(1);
   line["out"] = options.out;
   context.emit(line);
-  context.say(
-      fmt::format("wrote {}: {} pictures, {} features each", options.out, pictures.count, result.features.size(1)));
+  if (!result.skipped.empty()) {
+    context.say(fmt::format("{} pictures cannot be read and are left out; the first: {}", result.skipped.size(),
+                            result.skipped.front()));
+  }
+  context.say(fmt::format("wrote {}: {} pictures, {} features each", options.out, images, result.features.size(1)));
   return 0;
 }
 

@@ -124,7 +124,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
   task_options.random_share_min = run.random_share_min;
   task_options.random_share_max = run.random_share_max;
   task_options.valid_windows = run.valid_windows;
-  task_options.companions = tokenizer_folder;
+  (from_preset ? task_options.tokenizer : task_options.companions) = tokenizer_folder;
   train::LanguageTask task(std::move(model), std::move(stream), std::move(valid), std::move(teacher), task_options);
 
   return run_training(context, from_preset ? "train" : "tune", config, task, run.out, checkpoint, to_json(run),

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <numeric>
-#include <random>
 
 #include "moh/base/error.h"
+#include "moh/data/epoch_order.h"
+#include "moh/data/text_file.h"
+#include "moh/io/folder_walk.h"
 #include "moh/io/npy.h"
 
 namespace moh::data {
@@ -18,14 +19,15 @@ namespace fs = std::filesystem;
 
 std::vector<std::string> text_files(const std::string& path) {
   if (!fs::is_directory(path)) return {path};
-  std::vector<std::string> files;
-  for (const auto& entry : fs::directory_iterator(path)) {
-    if (entry.is_regular_file() && entry.path().extension() == ".txt") files.push_back(entry.path().string());
-  }
-  MOH_CHECK(!files.empty(), "[data] folder ", path, " has no .txt file");
-  std::sort(files.begin(), files.end());
-  return files;
+  const auto is_text = [](const std::string& name) { return fs::path(name).extension() == ".txt"; };
+  const auto found = io::files_in(path, /*deep=*/false, is_text);
+  MOH_CHECK(!found.paths.empty(), "[data] folder ", path, " has no .txt file");
+  return found.paths;
 }
+
+// Of a mapped file, at the start: that it was made for another vocabulary shows there. The rest is not read before it
+// is used, and then the model itself refuses ids that it does not have.
+constexpr std::int64_t kCheckedFirst = 1 << 16;
 
 }  // namespace
 
@@ -63,7 +65,7 @@ TokenStream TokenStream::open(const std::string& path, const text::Tokenizer* to
     MOH_CHECK(tokenizer != nullptr, "[data] ", path, " is text and needs a tokenizer");
     std::size_t bytes = 0;
     for (const std::string& file : text_files(path)) {
-      const std::string text = io::read_file(file);
+      const std::string text = read_text_file(file);
       bytes += text.size();
       if (tokenizer->adds_bos()) stream.owned_.push_back(static_cast<std::uint32_t>(tokenizer->bos_id()));
       for (const std::int64_t id : tokenizer->encode(text)) {
@@ -75,7 +77,8 @@ TokenStream TokenStream::open(const std::string& path, const text::Tokenizer* to
     stream.wide_ = stream.owned_.data();
   }
   MOH_CHECK(stream.size_ > 0, "[data] ", path, " is empty");
-  for (std::int64_t i = 0; i < stream.size_; ++i) {
+  const std::int64_t checked = stream.owned_.empty() ? std::min(stream.size_, kCheckedFirst) : stream.size_;
+  for (std::int64_t i = 0; i < checked; ++i) {
     MOH_CHECK(stream[i] < vocab_size, "[data] ", path, ": token id ", stream[i], " at position ", i,
               " is outside the model's vocabulary of ", vocab_size,
               tokenizer != nullptr ? "" : "; was the file made with another tokenizer?");
@@ -103,14 +106,8 @@ WindowSampler::WindowSampler(std::int64_t stream_size, std::int64_t sequence, st
 }
 
 void WindowSampler::shuffle(std::int64_t epoch) {
-  std::seed_seq seed{static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32),
-                     static_cast<std::uint32_t>(epoch)};
-  std::mt19937_64 random(seed);
-  order_.resize(per_epoch_);
-  std::iota(order_.begin(), order_.end(), 0);
-  for (std::int64_t i = per_epoch_ - 1; i > 0; --i) {  // Fisher-Yates; std::shuffle differs between libraries
-    std::swap(order_[i], order_[static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(i + 1))]);
-  }
+  std::mt19937_64 random = epoch_generator(seed_, epoch);
+  order_ = shuffled<std::int64_t>(per_epoch_, random);
   const std::int64_t slack = stream_size_ - 1 - per_epoch_ * sequence_;  // tokens that no window would reach
   offset_ = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(slack + 1));
   epoch_ = epoch;

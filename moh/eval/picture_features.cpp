@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 
 #include "moh/base/error.h"
 #include "moh/data/ordered_loader.h"
 #include "moh/eval/image_classification.h"
 #include "moh/io/feature_file.h"
+#include "moh/io/folder_walk.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::eval {
@@ -17,18 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using at::Tensor;
-
-std::vector<std::string> picture_files(const std::string& folder) {
-  std::vector<std::string> files;
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    std::string ending = entry.path().extension().string();
-    for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    const bool is_picture = ending == ".png" || ending == ".jpg" || ending == ".jpeg";
-    if (is_picture && entry.is_regular_file()) files.push_back(entry.path().string());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
 
 Pictures pictures_of_array(const std::string& path) {
   const auto arrays = io::load_arrays(path);
@@ -48,7 +38,7 @@ Pictures pictures_of_array(const std::string& path) {
 Pictures open_pictures(const std::string& path, std::int64_t limit) {
   Pictures all;
   if (fs::is_directory(path)) {
-    const auto files = picture_files(path);
+    const auto files = io::files_in(path, /*deep=*/true, io::is_picture_name).paths;
     all = {static_cast<std::int64_t>(files.size()),
            [files](std::int64_t index) { return io::load_image(files[index]); }};
   } else {
@@ -65,12 +55,19 @@ PictureFeatures picture_features(const models::Vit& model, const Pictures& pictu
   MOH_CHECK(options.batch > 0, "[features] batch must be positive, got ", options.batch);
   const data::PictureFormat format = picture_format(model.config());
   const std::int64_t batches = (pictures.count + options.batch - 1) / options.batch;
+  std::mutex mutex;
+  std::vector<std::string> skipped;
   data::OrderedLoader<std::vector<Tensor>> loader(
       [&](std::int64_t number) {
         std::vector<Tensor> batch;
         const std::int64_t end = std::min((number + 1) * options.batch, pictures.count);
         for (std::int64_t i = number * options.batch; i < end; ++i) {
-          batch.push_back(picture_tensor(pictures.read(i), format));
+          try {
+            batch.push_back(picture_tensor(pictures.read(i), format));
+          } catch (const Error& error) {
+            const std::lock_guard lock(mutex);
+            skipped.emplace_back(error.what());
+          }
         }
         return batch;
       },
@@ -78,14 +75,19 @@ PictureFeatures picture_features(const models::Vit& model, const Pictures& pictu
   const c10::NoGradGuard no_grad;
   std::vector<Tensor> features, probabilities;
   for (std::int64_t number = 0; number < batches; ++number) {
-    const Tensor images = at::stack(loader.take()).to(model.device());
+    const std::vector<Tensor> batch = loader.take();
+    if (batch.empty()) continue;
+    const Tensor images = at::stack(batch).to(model.device());
     const ops::Autocast autocast(options.autocast, model.device().type());
     const auto output = model.forward({.images = images});
     features.push_back(output.features.to(at::kFloat).cpu());
     probabilities.push_back(at::softmax(output.logits.to(at::kFloat), -1).cpu());
     if (on_done && !on_done(static_cast<double>(number + 1) / static_cast<double>(batches))) return {};
   }
-  return {at::cat(features), at::cat(probabilities)};
+  MOH_CHECK(!features.empty(), "[features] none of ", pictures.count,
+            " pictures can be read; the first: ", skipped.front());
+  std::sort(skipped.begin(), skipped.end());
+  return {at::cat(features), at::cat(probabilities), std::move(skipped)};
 }
 
 }  // namespace moh::eval

@@ -31,12 +31,13 @@ struct FeatureOptions {
 };
 
 struct PictureFeatures {
-  at::Tensor features;       // [N, C] fp32, mean over the last stage's tokens
-  at::Tensor probabilities;  // [N, classes] fp32
+  at::Tensor features;                    // [N, C] fp32, mean over the last stage's tokens
+  at::Tensor probabilities;               // [N, classes] fp32
+  std::vector<std::string> skipped = {};  // errors of the pictures that cannot be read
 };
 
 // Pictures are scaled as the model's evaluation does it. `on_done` hears the share that is done and stops by returning
-// false; then the features are undefined. Error: a picture that cannot be read.
+// false; then the features are undefined. Error: no picture that can be read.
 PictureFeatures picture_features(const models::Vit& model, const Pictures& pictures, const FeatureOptions& options,
                                  const std::function<bool(double done)>& on_done = {});
 

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "moh/base/error.h"
+#include "moh/io/companions.h"
 #include "moh/models/llama_routing.h"
 #include "moh/ops/autocast.h"
 
@@ -122,7 +123,8 @@ std::optional<Validation> LanguageTask::validate() {
 
 void LanguageTask::save_model(const std::string& folder) const {
   model_.save(folder);
-  if (!options_.companions.empty()) io::copy_companions(options_.companions, folder);
+  if (!options_.tokenizer.empty()) io::copy_companions(options_.tokenizer, folder);
+  io::copy_model_files(options_.companions, folder);
 }
 
 }  // namespace moh::train

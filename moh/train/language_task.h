@@ -21,7 +21,8 @@ struct LanguageTaskOptions {
   // Every batch draws its share of active heads from [min, max]; min 0: the share is the model's own throughout.
   double random_share_min = 0, random_share_max = 1;
   std::int64_t valid_windows = 0;  // windows of the validation stream; 0: all
-  std::string companions;          // folder whose tokenizer files belong beside the saved model; "": none
+  std::string tokenizer;           // folder whose tokenizer belongs beside the saved model; "": none
+  std::string companions;          // folder of the model that is tuned, whose other files do (moh/io/companions.h)
 };
 
 class LanguageTask : public Task {

@@ -303,6 +303,90 @@ def test_a_resume_with_another_batch_reads_on():
     assert abs(losses(old)[5] - a[9]) < 1e-4
 
 
+def test_other_files_of_a_model_are_kept():
+    folder = dense("companions")
+    kept = {"chat_template.jinja": "{{ messages }}", "additional_chat_templates/tool.jinja": "{{ tools }}", "chat_template.json": "{}",
+            "generation_config.json": "{}", "README.md": "card", "LICENSE": "terms", "tokenizer_config.json": "{}",
+            "special_tokens_map.json": "{}"}
+    lost = {"modeling_x.py": "raise", "model.safetensors.index.json": "{}", "original/consolidated.00.pth": "x", "original/params.json": "{}",
+            "onnx/model.onnx": "x", "run.json": "{}", ".cache/note": "x", "pytorch_model.bin": "x", "inner/config.json": "{}"}
+    for name, content in {**kept, **lost}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "loop").symlink_to(folder)
+    (folder / "linked.txt").symlink_to(folder / "LICENSE")
+    moh, hf, tuned = (FOLDER / name for name in ("companions_moh", "companions_hf", "companions_tuned"))
+    run("convert", folder, moh, "--activated", 0.5, *ONE)
+    run("convert", moh, hf, "--export", "hf", *ONE)
+    run("tune", moh, "--data", IDS, "--out", tuned, "--steps", 1, "--batch", 2, "--sequence", 16, *ONE)
+    for out in (moh, hf, tuned):
+        for name, content in {**kept, "linked.txt": "terms"}.items():
+            assert (out / name).read_text() == content, f"{out}: {name}"
+        for name in lost:
+            assert not (out / name).exists() or (name == "run.json" and out == tuned), f"{out}: {name}"
+        assert not (out / "loop").exists()
+    # A new model takes the tokenizer, not the card or the licence of the folder that it is from.
+    new = FOLDER / "companions_new"
+    run("train", "--preset", "llm-tiny", "--tokenizer", folder, "--data", IDS, "--out", new, "--steps", 1, "--batch", 1, "--sequence", 16,
+        "--model.vocab_size", 260, *ONE)
+    assert (new / "tokenizer_config.json").exists() and not (new / "LICENSE").exists()
+
+
+def test_text_is_text():
+    folder, text = dense("text"), "A line of text, naïve and plain.\n" * 40
+    measure = ["--sequence", 32, "--json", *ONE]
+    file = FOLDER / "a.txt"
+    for content, words in ((text.encode("utf-16"), "UTF-16"), (text.encode("utf-16-be"), "UTF-16"), (text.encode("utf-32"), "UTF-32"),
+                           (gzip.compress(text.encode()), "gunzip"), (b"PK\3\4" + bytes(100), "unzip"), (os.urandom(4000), "binary"),
+                           (b"PAR1" + bytes(range(256)) * 4 + b"PAR1", "Parquet")):
+        file.write_bytes(content)
+        refused("eval", folder, "--data", file, *measure, words=["a.txt", words])
+    for content in (text.encode(), text.encode("latin-1"), b"\xef\xbb\xbf" + text.encode(), text.encode() + b"\0", "日本語のテキスト。".encode() * 30):
+        file.write_bytes(content)
+        run("eval", folder, "--data", file, *measure)
+    # In a folder: hidden files (macOS writes ._a.txt) are none of the data, links are.
+    several = FOLDER / "texts"
+    several.mkdir()
+    (several / "a.txt").write_text(text)
+    alone = json.loads(run("eval", folder, "--data", several, *measure).stdout)
+    (several / "._a.txt").write_bytes(b"\0\5\x16\7" + bytes(range(256)) * 4)
+    with_hidden = json.loads(run("eval", folder, "--data", several, *measure).stdout)
+    assert with_hidden["tokens"] == alone["tokens"] and with_hidden["perplexity"] == alone["perplexity"]
+    (FOLDER / "b.txt").write_text(text)
+    (several / "b.txt").symlink_to(FOLDER / "b.txt")
+    assert json.loads(run("eval", folder, "--data", several, *measure).stdout)["tokens"] > 1.9 * alone["tokens"]
+
+
+def test_folders_of_pictures():
+    from PIL import Image
+    vit = pathlib.Path(__file__).parents[2] / "examples" / "moh-vit-cifar"
+    pictures = FOLDER / "pictures"
+    (pictures / "deep" / "er").mkdir(parents=True)
+    random = np.random.default_rng(0)
+
+    def picture(path):
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    for name in ("a.png", "b.JPG", "deep/c.jpeg", "deep/er/d.png"):
+        picture(pictures / name)
+    outside = FOLDER / "outside"
+    outside.mkdir()
+    picture(outside / "e.png")
+    (pictures / "linked").symlink_to(outside)
+    (pictures / "deep" / "loop").symlink_to(pictures)
+    for name in (".hidden.png", "._a.png"):
+        (pictures / name).write_bytes(b"no picture")
+    (pictures / "__MACOSX").mkdir()
+    (pictures / "__MACOSX" / "x.png").write_bytes(b"no picture")
+    (pictures / "notes.txt").write_text("")
+    line, = json_lines("features", vit, pictures, "--out", FOLDER / "f.npz", *ONE)
+    assert line["images"] == 5 and line["skipped"] == 0, line
+    (pictures / "broken.png").write_bytes(b"no picture")
+    line, = json_lines("features", vit, pictures, "--out", FOLDER / "f.npz", *ONE)
+    assert line["images"] == 5 and line["skipped"] == 1 and np.load(FOLDER / "f.npz")["features"].shape[0] == 5, line
+    assert "1 pictures cannot be read" in run("features", vit, pictures, "--out", FOLDER / "f.npz", *ONE).stdout
+    refused("features", vit, pictures / "__MACOSX", "--out", FOLDER / "g.npz", words=["none of 1 pictures can be read", "x.png"])
+
+
 def main():
     np.save(IDS, np.random.default_rng(1).integers(0, 256, 64 * 3 + 1).astype(np.uint16))
     try:
