@@ -269,7 +269,9 @@ Row run_layer(const Case& c, const Options& options) {
   row["router"] = c.router;
   row["shared_heads"] = layer.shared_heads;
   row["top_k"] = layer.top_k;
-  row["router_ms"] = router_ms;  // forward alone
+  const bool skips = ops::skips_heads(layer.x, layer.head_dim, measured.activated);
+  row["projections"] = std::string(skips ? "skip heads" : "dense");  // of queries and output, forward
+  row["router_ms"] = router_ms;                                      // forward alone
   row["router_share"] = router_ms / measured.timing.moh_ms;
   return row;
 }

@@ -60,7 +60,7 @@ const std::vector<Subject>& subjects() {
       {"layer", "a whole self-attention layer; rivals dense_twin, authors_form", layer_defaults(),
        {"dense_twin", "authors_form"}, run_layer,
        columns("direction dtype router hidden heads head_dim batch causal tokens threads activated " + timing + shares +
-             "router_share max_abs_error")},
+             "router_share backend projections max_abs_error")},
       {"prefill", "a prompt through a whole model; rivals dense_twin, authors_form", model_defaults(),
        {"dense_twin", "authors_form"}, run_prefill, columns(model)},
       {"train", "a training step of a whole model; rivals dense_twin, authors_form", model_defaults(),

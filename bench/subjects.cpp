@@ -108,7 +108,7 @@ const std::vector<Subject>& operator_subjects() {
       {"attention", "the operator alone; rivals torch_sdpa, authors_form", attention_defaults(),
        {"torch_sdpa", "authors_form"}, run_attention,
        columns("direction dtype batch heads head_dim causal tokens threads activated " + timing + "gflops " + shares +
-             "max_abs_error")},
+             "backend max_abs_error")},
       {"decode", "new tokens against a KV cache; rivals torch_sdpa, torch_matmul", decode_defaults(),
        {"torch_sdpa", "torch_matmul"}, run_decode,
        columns("dtype batch heads head_dim queries tokens layout threads activated " + timing +

@@ -77,6 +77,8 @@ const Column& column_of(const std::string& name) {
       {"limit_share", {"of limit", 8, percent("limit_share")}},
       {"attention_time_share", {"attn time", 9, percent("attention_time_share")}},
       {"attention_flops_share", {"attn FLOPs", 10, percent("attention_flops_share")}},
+      {"backend", {"kernels", 12, plain("backend")}},
+      {"projections", {"projections", 11, plain("projections")}},
       {"router_share",
        {"router", 6,
         [](const Json& row) { return fmt::format("{:.1f} %", 100 * row.at("router_share").get<double>()); }}},

@@ -8,6 +8,15 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(MOH_FLAGS_avx512 -DMOH_VECTOR_BYTES=64 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
                        -mprefer-vector-width=512)
 endif()
+# Attention and projections once more for CPUs that multiply pairs of bf16 numbers (moh/kernels/cpu/tiles.h), and with
+# these instructions in software, so that tests run everywhere.
+set(MOH_PAIR_ISAS emulated_amx)
+set(MOH_FLAGS_emulated_amx -DMOH_VECTOR_BYTES=64 -DMOH_PAIRS -DMOH_TILES)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  list(APPEND MOH_PAIR_ISAS avx512bf16 amx)
+  set(MOH_FLAGS_avx512bf16 ${MOH_FLAGS_avx512} -mavx512bf16 -DMOH_PAIRS)
+  set(MOH_FLAGS_amx ${MOH_FLAGS_avx512bf16} -mamx-tile -mamx-bf16 -DMOH_TILES)
+endif()
 
 # moh_add_kernels(target sanitizers sources... ISA sources...): the kernels library, ISA sources once per instruction set.
 function(moh_add_kernels target sanitizers)
@@ -26,8 +35,18 @@ function(moh_add_kernels target sanitizers)
   if(NOT MOH_OPERATORS_ONLY)
     target_link_libraries(${target} PUBLIC nlohmann_json::nlohmann_json)
   endif()
-  foreach(isa IN LISTS MOH_ISAS)
-    add_library(${target}_${isa} OBJECT ${kernels_ISA})
+  set(pair_sources ${kernels_ISA})
+  list(FILTER pair_sources INCLUDE REGEX "(head_attention_[a-z]*|project_heads|combine_heads|weight_gradient).cpp$")
+  set(isas ${MOH_ISAS} ${MOH_PAIR_ISAS})
+  if(sanitizers)  # the same sources as the emulated ones
+    list(REMOVE_ITEM isas amx)
+  endif()
+  foreach(isa IN LISTS isas)
+    if(isa IN_LIST MOH_PAIR_ISAS)
+      add_library(${target}_${isa} OBJECT ${pair_sources})
+    else()
+      add_library(${target}_${isa} OBJECT ${kernels_ISA})
+    endif()
     moh_target(${target}_${isa})
     target_compile_options(${target}_${isa} PRIVATE ${optimize} -ffp-contract=fast -fno-math-errno -Wno-psabi
       ${MOH_FLAGS_${isa}} ${sanitize})

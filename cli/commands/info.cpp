@@ -63,7 +63,7 @@ int info(const Context& context) {
                               : !backend["automatic"].get<bool>() ? "available, only when asked for by name: " + reason
                               : reason.empty()                    ? "available"
                                                                   : reason;
-    context.say(fmt::format("  {:<10} {}", backend["name"].get<std::string>(), state));
+    context.say(fmt::format("  {:<12} {}", backend["name"].get<std::string>(), state));
   }
   context.say("\noperators (torch.ops.moh):");
   for (const auto& schema : operators) context.say("  " + schema.get<std::string>());

@@ -3,6 +3,10 @@
 
 #include <cstdlib>
 #include <mutex>
+#if defined(MOH_HAVE_AMX) && defined(__linux__)
+  #include <sys/syscall.h>
+  #include <unistd.h>
+#endif
 
 #include "moh/base/error.h"
 #include "moh/kernels/cpu/backend.h"
@@ -34,9 +38,41 @@ std::string avx2_missing() {
 }
 #endif
 
+#ifdef MOH_HAVE_AVX512BF16
+std::string avx512bf16_missing() {
+  std::string why = avx512_missing();
+  if (why.empty() && !__builtin_cpu_supports("avx512bf16")) why = "this CPU has no AVX512-BF16";
+  return why;
+}
+#endif
+#ifdef MOH_HAVE_AMX
+// The system saves tiles only for processes that asked for it, once, before they use any.
+std::string no_permission_for_tiles() {
+  #ifdef __linux__
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted ? "" : "the system does not let this process use AMX tiles";
+  #else
+  return "how to ask this system for AMX tiles is not known";
+  #endif
+}
+std::string amx_missing() {
+  std::string why = avx512bf16_missing();
+  if (why.empty() && !(__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16")))
+    why = "this CPU has no AMX (tiles, BF16)";
+  return why.empty() ? no_permission_for_tiles() : why;
+}
+#endif
+
 std::string cpu_unsupported(const CallTraits& call) {
   if (!call.on_cpu) return "the tensors are not in CPU memory";
   if (call.dtype == DType::kFloat64) return "fp64 runs the composite form; the fused kernels compute in fp32";
+  return "";
+}
+
+std::string bf16_unsupported(const CallTraits& call) {
+  if (!call.on_cpu) return "the tensors are not in CPU memory";
+  if (call.dtype != DType::kBFloat16) return std::string("it multiplies bf16 alone, got ") + name_of(call.dtype);
   return "";
 }
 
@@ -55,6 +91,8 @@ bool has_kernel(const Backend& backend, Kernel kernel) {
       return backend.aggregated_forward != nullptr;
     case Kernel::kGatedConvolution:
       return backend.gated_convolution_forward != nullptr;
+    case Kernel::kPackedLinear:
+      return backend.packed_linear != nullptr;
   }
   return false;
 }
@@ -99,10 +137,20 @@ std::string wanted_name(const std::string& name) {
 #define MOH_KERNELS_OF(isa)                                                                          \
   isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
       isa::weight_gradient, isa::aggregated_attention_forward, isa::aggregated_attention_backward,   \
-      isa::gated_convolution_forward, isa::gated_convolution_backward
+      isa::gated_convolution_forward, isa::gated_convolution_backward, isa::packed_linear
+
+#define MOH_PAIR_KERNELS_OF(isa)                                                                     \
+  isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
+      isa::weight_gradient, nullptr, nullptr, nullptr, nullptr
 
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> table = {
+#ifdef MOH_HAVE_AMX
+      {"amx", nullptr, bf16_unsupported, amx_missing, MOH_PAIR_KERNELS_OF(amx)},
+#endif
+#ifdef MOH_HAVE_AVX512BF16
+      {"avx512bf16", nullptr, bf16_unsupported, avx512bf16_missing, MOH_PAIR_KERNELS_OF(avx512bf16)},
+#endif
 #ifdef MOH_HAVE_AVX512
       {"avx512", nullptr, cpu_unsupported, avx512_missing, MOH_KERNELS_OF(avx512)},
 #endif
@@ -113,12 +161,15 @@ const std::vector<Backend>& backends() {
       {"cuda", "compiled, not yet run on a GPU", cuda::unsupported_reason, cuda::unavailable_reason,
        cuda::head_attention_forward, cuda::head_attention_backward, nullptr, nullptr, nullptr, nullptr, nullptr,
        nullptr, nullptr},
+      {"emulated_amx", "AMX and AVX512-BF16 in software, for tests", bf16_unsupported, always,
+       MOH_PAIR_KERNELS_OF(emulated_amx)},
       {"reference", "scalar float64, slow", reference_unsupported, always, MOH_KERNELS_OF(reference)},
   };
   return table;
 }
 
 #undef MOH_KERNELS_OF
+#undef MOH_PAIR_KERNELS_OF
 
 void force_backend(const std::string& name) {
   check_name(name, "--backend");

@@ -8,17 +8,19 @@
 #include "moh/kernels/aggregated_attention.h"
 #include "moh/kernels/gated_convolution.h"
 #include "moh/kernels/head_attention.h"
+#include "moh/kernels/packed_linear.h"
 #include "moh/kernels/projection.h"
 
 namespace moh::kernels {
 
-enum class Kernel : std::uint8_t { kAttention, kProjection, kAggregated, kGatedConvolution };
+enum class Kernel : std::uint8_t { kAttention, kProjection, kAggregated, kGatedConvolution, kPackedLinear };
 
 constexpr const char* name_of(Kernel kernel) {
-  return kernel == Kernel::kAttention    ? "head attention"
-         : kernel == Kernel::kProjection ? "projections"
-         : kernel == Kernel::kAggregated ? "aggregated attention"
-                                         : "gated convolutions";
+  return kernel == Kernel::kAttention      ? "head attention"
+         : kernel == Kernel::kProjection   ? "projections"
+         : kernel == Kernel::kAggregated   ? "aggregated attention"
+         : kernel == Kernel::kPackedLinear ? "packed linear maps"
+                                           : "gated convolutions";
 }
 
 // What a backend has to know of a call to say whether it can run it.
@@ -49,11 +51,12 @@ struct Backend {
   void (*aggregated_backward)(const AggregatedAttentionParams& params);
   void (*gated_convolution_forward)(const GatedConvolutionParams& params);
   void (*gated_convolution_backward)(const GatedConvolutionParams& params);
+  void (*packed_linear)(const PackedLinearParams& params) = nullptr;
 
   bool automatic() const { return by_name_only == nullptr; }
 };
 
-// avx512, avx2, portable, cuda (attention alone: projections on a GPU are torch's dense products), reference.
+// amx, avx512bf16 (both: bf16 calls), avx512, avx2, portable, cuda (attention alone), emulated_amx (tests), reference.
 const std::vector<Backend>& backends();
 
 // The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the

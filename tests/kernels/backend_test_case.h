@@ -27,6 +27,16 @@ class BackendTest : public testing::TestWithParam<std::string> {
     backend_->attention_backward(params);
     wait_for_device();
   }
+  bool takes(moh::kernels::DType dtype) const {
+    moh::kernels::CallTraits call;
+    call.dtype = dtype;
+    call.on_cpu = std::string(backend_->name) != "cuda";
+    return backend_->unsupported_reason(call).empty();
+  }
+  // Where the dtype makes no difference.
+  moh::kernels::DType some_dtype() const {
+    return takes(moh::kernels::DType::kFloat32) ? moh::kernels::DType::kFloat32 : moh::kernels::DType::kBFloat16;
+  }
   const moh::kernels::Backend* backend_ = nullptr;
 };
 

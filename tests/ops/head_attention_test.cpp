@@ -133,16 +133,43 @@ Tensor same_dtype_composite(const Inputs& in, const Tensor& gates, bool causal) 
          gates.to(scores.scalar_type()).unsqueeze(-1);
 }
 
-// FlashAttention's rule: beside float64, at most twice the error of the composite in the same dtype.
-TEST_P(OnBackend, HalfTypesAreAtMostTwiceAsFarFromFloat64AsTheCompositeInTheSameType) {
+// Torch's own fused attention in the inputs' dtype.
+Tensor torch_attention(const Inputs& in, const Tensor& gates, bool causal) {
+  const auto heads_first = [](const Tensor& tensor) { return tensor.transpose(1, 2); };
+  const std::int64_t groups = in.query.size(2) / in.key.size(2);
+  const auto wide = [&](const Tensor& kv) { return heads_first(kv.repeat_interleave(groups, 2)); };
+  const Tensor out =
+      at::scaled_dot_product_attention(heads_first(in.query), wide(in.key), wide(in.value), {}, 0.0, causal);
+  return heads_first(out) * gates.to(out.scalar_type()).unsqueeze(-1);
+}
+
+class HalfTypesOnBackend : public OnBackend {
+ protected:
+  static bool takes(at::ScalarType type) {
+    for (const auto& backend : moh::kernels::backends()) {
+      moh::kernels::CallTraits call;
+      call.dtype = type == at::kHalf ? moh::kernels::DType::kFloat16 : moh::kernels::DType::kBFloat16;
+      call.on_cpu = test_device().is_cpu();
+      if (backend.name == GetParam()) return backend.unsupported_reason(call).empty();
+    }
+    return true;
+  }
+};
+
+// FlashAttention's rule: beside float64, at most twice the error of the composite in the same dtype, and of torch's own
+// attention.
+TEST_P(HalfTypesOnBackend, AreAtMostTwiceAsFarFromFloat64AsTorchsInTheSameType) {
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    if (!takes(type)) continue;
     for (const Shape& shape : {Shape{2, 70, 70, 4, 2, 64}, Shape{1, 150, 200, 3, 1, 72}, Shape{1, 1, 300, 4, 2, 128}}) {
       for (const bool causal : {false, true}) {
         const Inputs in = make_inputs(shape, type);
         const Tensor weights = random({shape.batch, shape.tokens, shape.heads, shape.dim}, type);
-        // 0: float64, 1: fused, 2: composite in `type`; out and the gradients of query, key and value.
-        std::vector<Tensor> results[3];
-        for (int way = 0; way < 3; ++way) {
+        // 0: float64, 1: fused, 2: composite in `type`, 3: torch's attention in `type`, whose causal mask differs where
+        // there are more keys than queries; out and the gradients of query, key and value.
+        const int ways = causal && shape.tokens != shape.keys ? 3 : 4;
+        std::vector<Tensor> results[4];
+        for (int way = 0; way < ways; ++way) {
           const auto dtype = way == 0 ? at::kDouble : type;
           Inputs copy = in;
           for (Tensor* leaf : {&copy.query, &copy.key, &copy.value}) {
@@ -151,7 +178,8 @@ TEST_P(OnBackend, HalfTypesAreAtMostTwiceAsFarFromFloat64AsTheCompositeInTheSame
           const Tensor out =
               way == 1   ? head_attention(copy.query, copy.key, copy.value, in.gates, std::nullopt, causal)
               : way == 0 ? head_attention_composite(copy.query, copy.key, copy.value, in.gates, std::nullopt, causal)
-                         : same_dtype_composite(copy, in.gates, causal);
+              : way == 2 ? same_dtype_composite(copy, in.gates, causal)
+                         : torch_attention(copy, in.gates, causal);
           out.backward(weights.to(dtype));
           results[way] = {out.detach(), copy.query.grad(), copy.key.grad(), copy.value.grad()};
         }
@@ -160,8 +188,11 @@ TEST_P(OnBackend, HalfTypesAreAtMostTwiceAsFarFromFloat64AsTheCompositeInTheSame
           const auto error = [&](int way) {
             return (results[way][i].to(at::kDouble) - results[0][i]).abs().max().item<double>();
           };
-          EXPECT_LE(error(1), 2 * error(2) + 1e-6)
-              << names[i] << " " << at::toString(type) << " T=" << shape.tokens << " causal=" << causal;
+          for (int way = 2; way < ways; ++way) {
+            EXPECT_LE(error(1), 2 * error(way) + 1e-6)
+                << names[i] << " " << at::toString(type) << " T=" << shape.tokens << " causal=" << causal
+                << (way == 2 ? " beside the composite" : " beside torch's attention");
+          }
         }
       }
     }
@@ -363,14 +394,19 @@ TEST_P(OnBackend, GradientsOfSmallGatesAreExactInHalfTypes) {
   EXPECT_LE((in.gates.grad().to(at::kDouble) - expected).abs().max().item<double>(), 1e-3);
 }
 
-std::vector<std::string> backend_names() {
+std::vector<std::string> backend_names(bool with_fp32) {
   std::vector<std::string> names = {"composite"};
   for (const auto& backend : moh::kernels::backends()) {
+    moh::kernels::CallTraits call;
+    call.on_cpu = test_device().is_cpu();
+    if (with_fp32 && !backend.unsupported_reason(call).empty()) continue;
     if ((backend.name == std::string("cuda")) == test_device().is_cuda()) names.emplace_back(backend.name);
   }
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(Backends, OnBackend, testing::ValuesIn(backend_names()),
+INSTANTIATE_TEST_SUITE_P(Backends, OnBackend, testing::ValuesIn(backend_names(true)),
+                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Backends, HalfTypesOnBackend, testing::ValuesIn(backend_names(false)),
                          [](const auto& info) { return info.param; });
 
 TEST(HeadAttention, CompositeGradientsMatchFiniteDifferencesInFloat64) {

@@ -148,6 +148,11 @@ TEST(ProjectionCost, DenseWhereNothingIsSkipped) {
   EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 24, 0.5, at::kFloat));
   EXPECT_FALSE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 24, 0.75, at::kFloat));
   EXPECT_TRUE(moh::ops::skipping_pays(Projection::kValues, "avx512", 784, 64, 0.75, at::kFloat));
+  for (const auto projection : {Projection::kValues, Projection::kWeightGradient}) {
+    EXPECT_TRUE(moh::ops::skipping_pays(projection, "avx512bf16", 2048, 64, 0.5, at::kBFloat16));
+    EXPECT_FALSE(moh::ops::skipping_pays(projection, "avx512bf16", 2048, 64, 0.95, at::kBFloat16));
+    EXPECT_FALSE(moh::ops::skipping_pays(projection, "avx512bf16", 50, 64, 0.5, at::kBFloat16));
+  }
 }
 
 }  // namespace

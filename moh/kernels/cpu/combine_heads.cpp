@@ -44,19 +44,23 @@ void combine_few(const ProjectionParams& p, const PlainRows& heads) {
 }  // namespace
 
 void combine_heads(const ProjectionParams& p) {
-  const PlainRows heads(p.heads.data, p.dtype, p.selection.num_rows, p.heads.stride[0], p.selection.num_heads,
-                        p.heads.stride[1], p.head_dim, p.heads.stride[2], p.selection.gates, p.parallel);
-  if (p.selection.num_rows <= kFewProjected && p.weight.stride[1] == 1) return combine_few(p, heads);
+  if (p.selection.num_rows <= kFewProjected && p.weight.stride[1] == 1) {
+    const PlainRows heads(p.heads.data, p.dtype, p.selection.num_rows, p.heads.stride[0], p.selection.num_heads,
+                          p.heads.stride[1], p.head_dim, p.heads.stride[2], p.selection.gates, p.parallel);
+    return combine_few(p, heads);
+  }
+  const LeftRows heads(p.heads.data, p.dtype, p.selection.num_rows, p.heads.stride[0], p.selection.num_heads,
+                       p.heads.stride[1], p.head_dim, p.heads.stride[2], p.selection.gates, p.parallel);
 
   const Selection& lists = p.selection;
   const int64_t panels = (p.width + kPanel - 1) / kPanel;
   const auto panel_width = [&](int64_t panel) { return min_of(kPanel, round_up(p.width, kWidth) - panel * kPanel); };
-  const int64_t panel_size = p.selection.num_heads * p.head_dim * kPanel;
-  const Buffer<float> packed(panels * panel_size);  // [panel][head][D][column]
+  const int64_t steps = steps_of(p.head_dim), panel_size = p.selection.num_heads * steps * kPanel;
+  const Buffer<Step> packed(panels * panel_size);  // [panel][head][step of D][column]
   for_each_item(p.parallel, panels, [&](int64_t panel) {
     for (int64_t h = 0; h < p.selection.num_heads; ++h) {
       if (lists.count(h) == 0) continue;
-      pack_panel(&packed[panel * panel_size + h * p.head_dim * kPanel],
+      pack_right(&packed[panel * panel_size + h * steps * kPanel],
                  byte_at(p.weight.data, h * p.weight.stride[0] + panel * kPanel * p.weight.stride[2], p.dtype), p.dtype,
                  p.weight.stride[1], p.weight.stride[2], p.head_dim, min_of(kPanel, p.width - panel * kPanel),
                  panel_width(panel));
@@ -64,7 +68,7 @@ void combine_heads(const ProjectionParams& p) {
   });
 
   const int64_t average =
-      max_of(1, lists.first[p.selection.num_heads] * p.head_dim * 4 / max_of(1, p.selection.num_rows));
+      max_of(1, lists.first[p.selection.num_heads] * steps_of(p.head_dim) * 4 / max_of(1, p.selection.num_rows));
   const int64_t block_rows = max_of(48, min_of(384, kBlockBytes / average));
   const int64_t groups = (p.width + kItemColumns - 1) / kItemColumns;
   const int64_t blocks = (p.selection.num_rows + block_rows - 1) / block_rows;
@@ -88,7 +92,7 @@ void combine_heads(const ProjectionParams& p) {
       const int64_t end = first_not_below(rows, lists.count(h), end_row);
       for (int64_t tile = begin; tile < end; tile += kRows) {
         const int64_t count = min_of(kRows, end - tile);
-        const float* from[kRows] = {};
+        const Step* from[kRows] = {};
         float* to[kRows] = {};
         for (int64_t i = 0; i < count; ++i) {
           from[i] = heads.at(rows[tile + i], h);
@@ -96,8 +100,8 @@ void combine_heads(const ProjectionParams& p) {
         }
         for (int64_t column = 0; column < columns; column += kPanel) {
           const int64_t panel = (first_column + column) / kPanel, width = panel_width(panel);
-          gathered_product(count, width, p.head_dim, from, 0, &packed[panel * panel_size + h * p.head_dim * kPanel],
-                           width, to, column, true);
+          gathered_product(count, width, steps, from, 0, &packed[panel * panel_size + h * steps * kPanel], width, to,
+                           column, true);
         }
       }
     }

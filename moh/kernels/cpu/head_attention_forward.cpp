@@ -7,7 +7,11 @@
 // Blocks of 96 rows x 128 keys, three passes (scores, softmax, values) so that each operand block stays in L1. KV heads
 // that few rows need take another way, head_attention_decode.cpp.
 #include "moh/kernels/cpu/head_attention_decode.h"
-#include "moh/kernels/cpu/softmax.h"
+#if defined(MOH_PAIRS)
+  #include "moh/kernels/cpu/attend_pairs.h"
+#else
+  #include "moh/kernels/cpu/attend.h"
+#endif
 
 namespace moh::kernels::MOH_ISA {
 namespace {
@@ -30,56 +34,6 @@ void clear_skipped(const HeadAttentionParams& p) {
   });
 }
 
-// One block of rows of one head against all keys that it sees.
-struct BlockScratch {
-  Buffer<float> query, scores, sums;
-  explicit BlockScratch(const HeadAttentionParams& p, int64_t padded)
-      : query(kBlockRows * p.head_dim), scores(kBlockRows * kBlockKeys), sums(kBlockRows * padded) {}
-};
-
-void attend_block(const HeadAttentionParams& p, const Sequence& sequence, int64_t h, const HeadRows& block,
-                  const float* keys, const float* values, int64_t capacity, int64_t padded,
-                  const BlockScratch& scratch) {
-  State state[kBlockRows];
-  const int64_t dim = p.head_dim, count = block.count, first_row = first_row_of(p, sequence);
-  const Sight sight(p, sequence, block.rows, count, first_row);
-  for (int64_t i = 0; i < count; ++i) {
-    read_row(&scratch.query[i * dim], query_row(p.query, p.dtype, sequence, block.rows[i] - first_row, h),
-             p.query.stride[3], dim, dim, p.dtype, p.scale * kLog2E);
-    state[i] = {-INFINITY, 0.0F};
-  }
-  for (int64_t key_begin = sight.begin(0); key_begin < sight.end(); key_begin += kBlockKeys) {
-    const int64_t key_end = min_of(key_begin + kBlockKeys, sight.end());
-    block_scores(scratch.scores.data, scratch.query.data, dim, sight, keys, dim, key_begin, key_end);
-    const int64_t first = sight.first_seeing(key_begin), end = sight.end_seeing(key_end);
-    int64_t depth[kBlockRows / kRows];  // keys that each tile of rows multiplies with values
-    for (int64_t tile = first; tile < end; tile += kRows) {
-      const int64_t tile_end = min_of(tile + kRows, end);
-      const int64_t tile_keys = min_of(sight.last[tile_end - 1], key_end) - key_begin;
-      depth[tile / kRows] = tile_keys;
-      for (int64_t i = tile; i < tile_end; ++i) {
-        float* scores = &scratch.scores[i * kBlockKeys];
-        const int64_t seen = max_of(min_of(sight.last[i], key_end) - key_begin, 0);
-        const int64_t hidden = min_of(max_of(sight.first[i] - key_begin, 0), seen);
-        finish_scores(p, sequence, h, block.rows[i] - first_row, scores, key_begin, hidden, seen, nullptr);
-        const float factor = softmax_block(scores, seen, round_up(tile_keys, kWidth), state[i]);
-        if (key_begin > sight.begin(tile)) rescale(&scratch.sums[i * padded], padded, factor);
-      }
-    }
-    for (int64_t panel = 0; panel * kPanel < padded; ++panel) {
-      const int64_t width = panel_width(panel, padded);
-      const float* packed = values + panel * kPanel * capacity + key_begin * width;
-      for (int64_t tile = first; tile < end; tile += kRows) {
-        product(min_of(kRows, end - tile), width, depth[tile / kRows], &scratch.scores[tile * kBlockKeys], kBlockKeys,
-                1, packed, width, &scratch.sums[tile * padded + panel * kPanel], padded, key_begin > sight.begin(tile));
-      }
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    write_output(p, sequence, h, block.rows[i] - first_row, &scratch.sums[i * padded], state[i]);
-  }
-}
-
 struct Block {
   int32_t kv, n, h, first_row;
 };
@@ -99,7 +53,8 @@ void forward_blocks(const HeadAttentionParams& p, const SequenceRows& rows) {
       p.parallel.num_threads == 1
           ? 1
           : max_of(1, min_of(all_kv, kBlocksPerThread * p.parallel.num_threads / max_of(1, group * most_blocks)));
-  const Buffer<float> keys(wave_size * capacity * p.head_dim), values(wave_size * capacity * padded);
+  const int64_t of_keys = keys_size(p, capacity), of_values = values_size(capacity, padded);
+  const Buffer<PackedNumber> keys(wave_size * of_keys), values(wave_size * of_values);
   const Buffer<Block> blocks(wave_size * group * most_blocks);
   const Buffer<int64_t> heads(wave_size), first_needed(wave_size), end_needed(wave_size);
   for (int64_t next_kv = 0; next_kv < all_kv;) {
@@ -127,8 +82,7 @@ void forward_blocks(const HeadAttentionParams& p, const SequenceRows& rows) {
       const int64_t begin = max_of(part, first_needed[i]), end = min_of(part + kPackKeys, end_needed[i]);
       const Sequence& sequence = p.sequences[heads[i] / p.num_kv_heads];
       const int64_t kv_head = heads[i] % p.num_kv_heads;
-      pack_transposed(&keys[i * capacity * p.head_dim], p.key, p, sequence, kv_head, begin, end);
-      pack_rows(&values[i * capacity * padded], p.value, p, sequence, kv_head, begin, end, capacity, padded);
+      pack_keys_values(&keys[i * of_keys], &values[i * of_values], p, sequence, kv_head, begin, end, capacity, padded);
     });
 
     int64_t num_blocks = 0;
@@ -152,8 +106,7 @@ void forward_blocks(const HeadAttentionParams& p, const SequenceRows& rows) {
         const HeadRows& list = rows.of(block.n, block.h);
         attend_block(p, p.sequences[block.n], block.h,
                      {list.rows + block.first_row, min_of(kBlockRows, list.count - block.first_row)},
-                     &keys[block.kv * capacity * p.head_dim], &values[block.kv * capacity * padded], capacity, padded,
-                     scratch);
+                     &keys[block.kv * of_keys], &values[block.kv * of_values], capacity, padded, scratch);
       }
     });
   }

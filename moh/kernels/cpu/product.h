@@ -1,4 +1,5 @@
 // The one product of these kernels: C[M x N] (+)= A[M x K] B[K x N] for small matrices in cache, by register tiles.
+// Numbers of A and B are fp32, or words of two bf16 numbers that lie beside one another along K (tiles.h).
 //   A is read one number at a time, a[i * a_row + k * a_k], so it may be transposed (a_row = 1);
 //   B rows are contiguous, b[k * b_row + j]; N is a multiple of the vector width;
 //   C rows are contiguous, c[i * c_row + j].
@@ -6,11 +7,28 @@
 
 #include "moh/kernels/cpu/simd.h"
 
+#if defined(MOH_PAIRS)
+  #include "moh/kernels/cpu/tiles.h"
+#endif
+
 namespace moh::kernels::MOH_ISA {
 
-template <int rows, int vectors>
-static inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                                int64_t b_row, float* c, int64_t c_row, bool accumulate) {
+static inline Vec multiply_add(Vec sum, Vec left, Vec right) { return sum + left * right; }
+#if MOH_VECTOR_BYTES == 64
+static inline HalfOfVec multiply_add(HalfOfVec sum, HalfOfVec left, HalfOfVec right) { return sum + left * right; }
+#endif
+#if defined(MOH_PAIRS)
+static inline Vec multiply_add(Vec sum, BitVec left, BitVec right) { return add_pairs(sum, left, right); }
+  #if MOH_VECTOR_BYTES == 64
+static inline HalfOfVec multiply_add(HalfOfVec sum, HalfOfBits left, HalfOfBits right) {
+  return add_pairs(sum, left, right);
+}
+  #endif
+#endif
+
+template <int rows, int vectors, class T>
+static inline void product_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_k, const T* b, int64_t b_row,
+                                float* c, int64_t c_row, bool accumulate) {
   Vec sum[rows][vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
@@ -18,14 +36,14 @@ static inline void product_tile(int64_t depth, const float* a, int64_t a_row, in
     for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(c + i * c_row + j * kWidth) : Vec{};
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec right[vectors];
+    decltype(load(b)) right[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const Vec left = splat(a[i * a_row + k * a_k]);
+      const auto left = splat(a[i * a_row + k * a_k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+      for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
     }
   }
 #pragma GCC unroll 8
@@ -35,8 +53,8 @@ static inline void product_tile(int64_t depth, const float* a, int64_t a_row, in
   }
 }
 
-template <int vectors>
-static inline void product_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b,
+template <int vectors, class T>
+static inline void product_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_k, const T* b,
                                 int64_t b_row, float* c, int64_t c_row, bool accumulate) {
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows) {
@@ -61,8 +79,9 @@ static inline void product_rows(int64_t rows, int64_t depth, const float* a, int
 }
 
 // One panel of at most kPanel columns.
-static inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_k,
-                           const float* b, int64_t b_row, float* c, int64_t c_row, bool accumulate) {
+template <class T>
+static inline void product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_k,
+                           const T* b, int64_t b_row, float* c, int64_t c_row, bool accumulate) {
   switch (columns / kWidth) {
     case 1:
       return product_rows<1>(rows, depth, a, a_row, a_k, b, b_row, c, c_row, accumulate);

@@ -10,7 +10,7 @@ namespace moh::kernels::MOH_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 96;  // rows of one head that a thread takes at a time
-constexpr int64_t kDepth = 512;     // 12 KB of kRows rows of x
+constexpr int64_t kDepth = 512;     // steps: 12 KB of kRows rows of x
 
 // Results of row r for `size` columns from `column` on; columns of all heads are counted through.
 void write_columns(const ProjectionParams& p, int64_t r, int64_t column, int64_t size, const float* from) {
@@ -91,7 +91,7 @@ struct Pieces {
   void add(const ProjectionParams& p, const Selection& lists, int64_t column, int64_t columns, int64_t head) {
     Piece& piece = all[count++];
     piece = {column, columns, round_up(columns, kHalf), head, packed, items};
-    packed += piece.padded * p.width;
+    packed += piece.padded * steps_of(p.width);
     items += (piece.rows(p, lists) + kBlockRows - 1) / kBlockRows;
   }
 };
@@ -102,9 +102,10 @@ const char* weight_at(const ProjectionParams& p, int64_t column) {
 }
 
 // Rows `begin` to `end` of those that need the piece.
-void project_block(const ProjectionParams& p, const Selection& lists, const PlainRows& x, const Piece& piece,
-                   const float* packed, int64_t begin, int64_t end) {
+void project_block(const ProjectionParams& p, const Selection& lists, const LeftRows& x, const Piece& piece,
+                   const Step* packed, int64_t begin, int64_t end) {
   const Buffer<float> results(kRows * piece.padded), bias(piece.padded);
+  const int64_t steps = steps_of(p.width);
   float* to[kRows];
   for (int64_t i = 0; i < kRows; ++i) to[i] = &results[i * piece.padded];
   if (p.bias != nullptr) {
@@ -112,16 +113,16 @@ void project_block(const ProjectionParams& p, const Selection& lists, const Plai
   }
   for (int64_t tile = begin; tile < end; tile += kRows) {
     const int64_t count = min_of(kRows, end - tile);
-    const float* from[kRows] = {};
+    const Step* from[kRows] = {};
     for (int64_t i = 0; i < count; ++i) {
       from[i] = x.at(piece.row(lists, tile + i), 0);
       if (p.bias != nullptr) memcpy(to[i], bias.data, static_cast<size_t>(piece.padded) * sizeof(float));
     }
-    for (int64_t depth = 0; depth < p.width; depth += kDepth) {  // a tile of x stays in L1 for all panels
+    for (int64_t depth = 0; depth < steps; depth += kDepth) {  // a tile of x stays in L1 for all panels
       for (int64_t panel = 0; panel < piece.padded; panel += kPanel) {
         const int64_t width = min_of(kPanel, piece.padded - panel);
-        gathered_product(count, width, min_of(kDepth, p.width - depth), from, depth,
-                         packed + panel * p.width + depth * width, width, to, panel, p.bias != nullptr || depth > 0);
+        gathered_product(count, width, min_of(kDepth, steps - depth), from, depth,
+                         packed + panel * steps + depth * width, width, to, panel, p.bias != nullptr || depth > 0);
       }
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -135,16 +136,21 @@ void project_block(const ProjectionParams& p, const Selection& lists, const Plai
 void project_heads(const ProjectionParams& p) {
   clear_skipped(p);
   const Selection& lists = p.selection;
-  const PlainRows x(p.x.data, p.dtype, p.selection.num_rows, p.x.stride[0], 1, 0, p.width, p.x.stride[1], nullptr,
-                    p.parallel);
-  if (p.selection.num_rows <= kFewProjected && p.weight.stride[2] == 1) return project_few(p, lists, x);
+  if (p.selection.num_rows <= kFewProjected && p.weight.stride[2] == 1) {
+    const PlainRows x(p.x.data, p.dtype, p.selection.num_rows, p.x.stride[0], 1, 0, p.width, p.x.stride[1], nullptr,
+                      p.parallel);
+    return project_few(p, lists, x);
+  }
+  const LeftRows x(p.x.data, p.dtype, p.selection.num_rows, p.x.stride[0], 1, 0, p.width, p.x.stride[1], nullptr,
+                   p.parallel);
 
   const Pieces pieces(p, lists);
-  const Buffer<float> packed(pieces.packed);  // [piece][panel][C][column]
+  const int64_t steps = steps_of(p.width);
+  const Buffer<Step> packed(pieces.packed);  // [piece][panel][step of C][column]
   for_each_item(p.parallel, pieces.count, [&](int64_t item) {
     const Piece& piece = pieces.all[item];
     for (int64_t panel = 0; panel < piece.padded; panel += kPanel) {
-      pack_panel(&packed[piece.packed + panel * p.width],
+      pack_right(&packed[piece.packed + panel * steps],
                  weight_at(p, piece.column) + panel * p.weight.stride[1] * size_of(p.dtype), p.dtype,
                  p.weight.stride[2], p.weight.stride[1], p.width, min_of(kPanel, piece.columns - panel),
                  min_of(kPanel, piece.padded - panel));

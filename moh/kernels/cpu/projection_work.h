@@ -6,12 +6,35 @@
 #include "moh/kernels/cpu/product.h"
 #include "moh/kernels/cpu/row_lists.h"
 #include "moh/kernels/projection.h"
+#if defined(MOH_PAIRS)
+  #include "moh/kernels/cpu/pairs.h"
+#endif
 
 namespace moh::kernels::MOH_ISA {
 
+// What a product goes through along its depth: fp32 numbers, or words of two bf16 numbers (tiles.h).
+#if defined(MOH_PAIRS)
+using Step = Word;
+static inline int64_t steps_of(int64_t size) { return (size + 1) / 2; }
+#else
+using Step = float;
+static inline int64_t steps_of(int64_t size) { return size; }
+#endif
+
+// A panel of the right operand, [step][padded] of depth numbers.
+static inline void pack_right(Step* to, const char* from, DType dtype, int64_t k_stride, int64_t n_stride,
+                              int64_t depth, int64_t columns, int64_t padded) {
+#if defined(MOH_PAIRS)
+  (void)dtype;
+  pack_pairs(to, from, k_stride, n_stride, depth, steps_of(depth), columns, padded);
+#else
+  pack_panel(to, from, dtype, k_stride, n_stride, depth, columns, padded);
+#endif
+}
+
 // C[i][c_begin ..] (+)= sum_k A[i][a_begin + k] B[k][..], rows of A and C by pointer.
 template <int rows, int vectors>
-static inline void gathered_tile(int64_t depth, const float* const* a, int64_t a_begin, const float* b, int64_t b_row,
+static inline void gathered_tile(int64_t depth, const Step* const* a, int64_t a_begin, const Step* b, int64_t b_row,
                                  float* const* c, int64_t c_begin, bool accumulate) {
   Vec sum[rows][vectors];
 #pragma GCC unroll 8
@@ -19,18 +42,18 @@ static inline void gathered_tile(int64_t depth, const float* const* a, int64_t a
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(c[i] + c_begin + j * kWidth) : Vec{};
   }
-  const float* row[rows];
+  const Step* row[rows];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) row[i] = a[i] + a_begin;
   for (int64_t k = 0; k < depth; ++k) {
-    Vec right[vectors];
+    decltype(load(b)) right[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const Vec left = splat(row[i][k]);
+      const auto left = splat(row[i][k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+      for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
     }
   }
 #pragma GCC unroll 8
@@ -43,7 +66,7 @@ static inline void gathered_tile(int64_t depth, const float* const* a, int64_t a
 #if MOH_VECTOR_BYTES == 64
 // The same for columns that end in half a vector.
 template <int rows, int vectors>
-static inline void gathered_tile_and_half(int64_t depth, const float* const* a, int64_t a_begin, const float* b,
+static inline void gathered_tile_and_half(int64_t depth, const Step* const* a, int64_t a_begin, const Step* b,
                                           int64_t b_row, float* const* c, int64_t c_begin, bool accumulate) {
   constexpr int kFull = vectors > 0 ? vectors : 1;  // arrays have an element
   Vec sum[rows][kFull];
@@ -55,20 +78,20 @@ static inline void gathered_tile_and_half(int64_t depth, const float* const* a, 
     for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(from + j * kWidth) : Vec{};
     last[i] = accumulate ? load_half(from + vectors * kWidth) : HalfOfVec{};
   }
-  const float* row[rows];
+  const Step* row[rows];
   #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) row[i] = a[i] + a_begin;
   for (int64_t k = 0; k < depth; ++k) {
-    Vec right[kFull];
+    decltype(load(b)) right[kFull];
   #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
-    const HalfOfVec right_half = load_half(b + k * b_row + vectors * kWidth);
+    const auto right_half = load_half(b + k * b_row + vectors * kWidth);
   #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const float left = row[i][k];
+      const Step left = row[i][k];
   #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sum[i][j] += splat(left) * right[j];
-      last[i] += (left - HalfOfVec{}) * right_half;
+      for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add(sum[i][j], splat(left), right[j]);
+      last[i] = multiply_add(last[i], splat_half(left), right_half);
     }
   }
   #pragma GCC unroll 8
@@ -82,7 +105,7 @@ static inline void gathered_tile_and_half(int64_t depth, const float* const* a, 
 #endif
 
 template <int rows, int vectors, bool half>
-static inline void gathered_some(int64_t depth, const float* const* a, int64_t a_begin, const float* b, int64_t b_row,
+static inline void gathered_some(int64_t depth, const Step* const* a, int64_t a_begin, const Step* b, int64_t b_row,
                                  float* const* c, int64_t c_begin, bool accumulate) {
 #if MOH_VECTOR_BYTES == 64
   if constexpr (half) {
@@ -93,7 +116,7 @@ static inline void gathered_some(int64_t depth, const float* const* a, int64_t a
 }
 
 template <int vectors, bool half = false>
-static inline void gathered_rows(int64_t rows, int64_t depth, const float* const* a, int64_t a_begin, const float* b,
+static inline void gathered_rows(int64_t rows, int64_t depth, const Step* const* a, int64_t a_begin, const Step* b,
                                  int64_t b_row, float* const* c, int64_t c_begin, bool accumulate) {
   switch (rows) {
     case 6:
@@ -114,9 +137,8 @@ static inline void gathered_rows(int64_t rows, int64_t depth, const float* const
 }
 
 // At most kRows rows, at most kPanel columns, a multiple of kHalf.
-static inline void gathered_product(int64_t rows, int64_t columns, int64_t depth, const float* const* a,
-                                    int64_t a_begin, const float* b, int64_t b_row, float* const* c, int64_t c_begin,
-                                    bool accumulate) {
+static inline void gathered_product(int64_t rows, int64_t columns, int64_t depth, const Step* const* a, int64_t a_begin,
+                                    const Step* b, int64_t b_row, float* const* c, int64_t c_begin, bool accumulate) {
 #if MOH_VECTOR_BYTES == 64
   if (columns % kWidth != 0) {
     switch (columns / kWidth) {
@@ -147,6 +169,15 @@ static inline void gathered_product(int64_t rows, int64_t columns, int64_t depth
   }
 }
 
+// body(row) of every row, by all threads.
+template <class Body>
+void for_each_rows(const Parallel& parallel, int64_t rows, const Body& body) {
+  constexpr int64_t kRowsAnItem = 64;
+  for_each_item(parallel, (rows + kRowsAnItem - 1) / kRowsAnItem, [&](int64_t item) {
+    for (int64_t r = item * kRowsAnItem; r < min_of((item + 1) * kRowsAnItem, rows); ++r) body(r);
+  });
+}
+
 // Rows of fp32 numbers side by side: a tensor in place, or a converted copy of it.
 struct PlainRows {
   Buffer<float> own;
@@ -165,19 +196,52 @@ struct PlainRows {
     data = own.data;
     row_size = parts * size;
     part_size = size;
-    constexpr int64_t kRowsAnItem = 64;
-    for_each_item(parallel, (rows + kRowsAnItem - 1) / kRowsAnItem, [&](int64_t item) {
-      for (int64_t r = item * kRowsAnItem; r < min_of((item + 1) * kRowsAnItem, rows); ++r) {
-        for (int64_t part = 0; part < parts; ++part) {
-          if (gates != nullptr && gates[r * parts + part] == 0) continue;
-          read_row(&own[r * row_size + part * size], byte_at(tensor, r * row_stride + part * part_stride, dtype),
-                   stride, size, size, dtype, 1.0F);
-        }
+    for_each_rows(parallel, rows, [&](int64_t r) {
+      for (int64_t part = 0; part < parts; ++part) {
+        if (gates != nullptr && gates[r * parts + part] == 0) continue;
+        read_row(&own[r * row_size + part * size], byte_at(tensor, r * row_stride + part * part_stride, dtype), stride,
+                 size, size, dtype, 1.0F);
       }
     });
   }
   const float* at(int64_t row, int64_t part) const { return data + row * row_size + part * part_size; }
 };
+
+#if defined(MOH_PAIRS)
+// The same rows as the steps of a product: in place where numbers lie side by side in whole, aligned words.
+struct LeftRows {
+  Buffer<Word> own;
+  const Word* data;
+  int64_t row_size, part_size;  // words from row to row, and from part to part
+  static bool in_place(const void* tensor, int64_t row_stride, int64_t part_stride, int64_t size, int64_t stride) {
+    return stride == 1 && size % 2 == 0 && row_stride % 2 == 0 && part_stride % 2 == 0 &&
+           reinterpret_cast<uintptr_t>(tensor) % sizeof(Word) == 0;
+  }
+  LeftRows(const void* tensor, DType, int64_t rows, int64_t row_stride, int64_t parts, int64_t part_stride,
+           int64_t size, int64_t stride, const float* gates, const Parallel& parallel)
+      : own(in_place(tensor, row_stride, part_stride, size, stride) ? 0 : rows * parts * steps_of(size)) {
+    if (in_place(tensor, row_stride, part_stride, size, stride)) {
+      data = static_cast<const Word*>(tensor);
+      row_size = row_stride / 2;
+      part_size = part_stride / 2;
+      return;
+    }
+    data = own.data;
+    part_size = steps_of(size);
+    row_size = parts * part_size;
+    for_each_rows(parallel, rows, [&](int64_t r) {
+      for (int64_t part = 0; part < parts; ++part) {
+        if (gates != nullptr && gates[r * parts + part] == 0) continue;
+        read_words(&own[r * row_size + part * part_size],
+                   byte_at(tensor, r * row_stride + part * part_stride, DType::kBFloat16), stride, size, part_size);
+      }
+    });
+  }
+  const Word* at(int64_t row, int64_t part) const { return data + row * row_size + part * part_size; }
+};
+#else
+using LeftRows = PlainRows;
+#endif
 
 // sums[0 .. 4) += products of a and b in vectors; returns the sum of what is left over.
 template <class T>

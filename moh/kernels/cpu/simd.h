@@ -39,6 +39,7 @@ constexpr int kHalf = kWidth / 2;
 typedef float HalfOfVec __attribute__((vector_size(MOH_VECTOR_BYTES / 2)));
 typedef float UnalignedHalf __attribute__((vector_size(MOH_VECTOR_BYTES / 2), aligned(4), may_alias));
 static inline HalfOfVec load_half(const float* from) { return *reinterpret_cast<const UnalignedHalf*>(from); }
+static inline HalfOfVec splat_half(float value) { return value - HalfOfVec{}; }
 static inline void store_half(float* to, HalfOfVec value) { *reinterpret_cast<UnalignedHalf*>(to) = value; }
 #else
 constexpr int kHalf = kWidth;
