@@ -36,7 +36,7 @@ for target in "${targets[@]}"; do
   options=(-max_total_time="$seconds" -max_len=4096 -timeout=10 -malloc_limit_mb=512 -rss_limit_mb=2048
            -artifact_prefix="build-fuzz/faults/$target-" -print_final_stats=1 -reload=0)
   case $target in
-    config | safetensors | tokenizer_json) options+=(-dict=tests/fuzz/json.dict) ;;
+    config | safetensors | tokenizer_json | completion_request) options+=(-dict=tests/fuzz/json.dict) ;;
   esac
   log=build-fuzz/$target.log
   inputs=0

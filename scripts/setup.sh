@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
-          libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libturbojpeg0-dev libpng-dev)
+          libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libturbojpeg0-dev libpng-dev
+          libboost-dev)
 [[ ${1:-} != tests ]] || packages+=(clang-16 libclang-rt-16-dev)  # for the fuzz targets
 missing=()
 for package in "${packages[@]}"; do

@@ -1,8 +1,5 @@
 #include "moh/data/epoch_order.h"
 
-#include <numeric>
-#include <random>
-
 #include "moh/base/error.h"
 
 namespace moh::data {
@@ -14,14 +11,8 @@ EpochOrder::EpochOrder(std::int64_t size, std::uint64_t seed) : size_(size), see
 std::int64_t EpochOrder::operator()(std::int64_t position) {
   if (position / size_ != epoch_) {
     epoch_ = position / size_;
-    std::seed_seq seed{static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32),
-                       static_cast<std::uint32_t>(epoch_)};
-    std::mt19937_64 random(seed);
-    order_.resize(static_cast<std::size_t>(size_));
-    std::iota(order_.begin(), order_.end(), 0);
-    for (std::int64_t i = size_ - 1; i > 0; --i) {  // Fisher-Yates; std::shuffle differs between libraries
-      std::swap(order_[i], order_[static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(i + 1))]);
-    }
+    std::mt19937_64 random = epoch_generator(seed_, epoch_);
+    order_ = shuffled<std::int64_t>(size_, random);
   }
   return order_[position % size_];
 }

@@ -1,15 +1,17 @@
 // The weight of a linear map as models use it: they multiply by it and never see how its numbers are stored.
 //
-// Today these are tensors in fp32, bf16 or fp16. A storage of another kind (int8, int4, a shard of the rows) is another
-// case of the products in linear.cpp; no model changes.
+// Today these are tensors in fp32, bf16 or fp16, or such packed for row-wise products. A storage of another kind (int8,
+// int4, a shard of the rows) is another case of the products in linear.cpp; no model changes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "moh/ops/linear.h"
+#include "moh/ops/packed_linear.h"
 #include "moh/ops/selection.h"
 
 namespace moh::layers {
@@ -40,6 +42,10 @@ class Linear {
   // The sum over the selected heads of [..., H, D] (ops::combine_heads).
   at::Tensor combine(const at::Tensor& heads, const ops::Selection& selection) const;
 
+  // The same map, its weight packed once: a row's result does not depend on the other rows (ops/packed_linear.h). For
+  // models that serve: no gradients, and selections only say which results are zero. On the CPU.
+  Linear packed() const;
+
   // Another number after every change of the weight or the bias in place.
   std::uint64_t version() const;
   // The map to outputs first .. first + count - 1 alone, on the same numbers.
@@ -53,6 +59,7 @@ class Linear {
   std::optional<at::Tensor> bias_;
   std::int64_t first_ = 0, count_ = -1;  // its outputs; -1: all
   Product product_ = Product::kFastest;
+  std::shared_ptr<const ops::PackedWeight> packed_;  // of its own outputs
 };
 
 }  // namespace moh::layers

@@ -231,6 +231,17 @@ void Llama::to(at::Device device) {
   bind();
 }
 
+void Llama::pack_weights() {
+  for (Layer& layer : layers_) {
+    layers::Projections& in = layer.attention.in;
+    for (layers::Linear* const each : {&in.query, &in.key, &in.value, &in.key_value, &in.joint, &layer.attention.out,
+                                       &layer.gate, &layer.up, &layer.down}) {
+      if (each->defined()) *each = each->packed();
+    }
+  }
+  lm_head_ = lm_head_.packed();
+}
+
 KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
   KvCache cache;
   cache.capacity = capacity;
@@ -276,6 +287,17 @@ Tensor Llama::attend(std::int64_t index, layers::ProjectedHeads heads, const lay
   variant.soft_cap = config_.attention_soft_cap;
   variant.bias = pass.bias;
   if (config_.attention_scale > 0) variant.scale = config_.attention_scale;
+  if (const PagedKeys* const paged = pass.input.paged) {
+    const Tensor pool = (*paged->pools)[index].transpose(1, 2);  // [P, page, Hkv, 2 D]
+    const std::int64_t page = pool.size(1), dim = config_.head_dim;
+    pool.index_put_({paged->slots.div(page, "floor"), paged->slots.remainder(page)},
+                    at::cat({key, value}, -1).squeeze(0));
+    ops::Selection rows = gates.selection;
+    rows.gates = rows.gates.squeeze(0);
+    return ops::head_attention_paged(query.squeeze(0), pool.narrow(3, 0, dim), pool.narrow(3, dim, dim), rows,
+                                     paged->sequences, paged->pages, variant)
+        .unsqueeze(0);
+  }
   return layers::attend_to(query, key, value, gates, variant);
 }
 
@@ -319,7 +341,7 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
   Tensor hidden = input.layers ? input.layers->hidden : embed(input.ids);
   const std::int64_t batch = hidden.size(0), tokens = hidden.size(1);
   const std::int64_t past = input.cache != nullptr ? input.cache->length : 0;
-  MOH_CHECK(past + tokens <= config_.max_position_embeddings, "[llama] ", past + tokens,
+  MOH_CHECK(input.paged != nullptr || past + tokens <= config_.max_position_embeddings, "[llama] ", past + tokens,
             " tokens do not fit into the model's context of ", config_.max_position_embeddings);
   MOH_CHECK(input.cache == nullptr || past + tokens <= input.cache->capacity, "[llama] ", past + tokens,
             " tokens do not fit into a KV cache of ", input.cache != nullptr ? input.cache->capacity : 0);
@@ -364,7 +386,9 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
   }
   if (input.cache != nullptr) input.cache->length += tokens;
   output.last_hidden = final_norm(hidden);
-  output.logits = logits(input.last_only ? output.last_hidden.narrow(1, tokens - 1, 1) : output.last_hidden);
+  output.logits = logits(input.logit_rows.defined() ? output.last_hidden.index_select(1, input.logit_rows)
+                         : input.last_only          ? output.last_hidden.narrow(1, tokens - 1, 1)
+                                                    : output.last_hidden);
   if (!pass.balance_losses.empty()) output.load_balance_loss = at::stack(pass.balance_losses).mean();
   return output;
 }

@@ -26,6 +26,14 @@ struct KvCache {
   std::int64_t length = 0, capacity = 0;
 };
 
+// Sequences of any lengths in one pass, their keys and values in pages: what a server computes in a step
+// (moh/serve/engine.h). The rows of all of them are the tokens of one batch.
+struct PagedKeys {
+  std::vector<at::Tensor>* pools;  // per layer [P, Hkv, page, 2 D]: keys, then values; written
+  at::Tensor sequences, pages;     // see ops::head_attention_paged
+  at::Tensor slots;                // [T] int64: token t's key goes to page slots[t] / page, place slots[t] % page
+};
+
 // Some layers by themselves, as conversion works.
 struct LayerRange {
   std::int64_t first, count;
@@ -39,7 +47,9 @@ struct LlamaInput {
   std::optional<at::Tensor> position_ids = {};    // [T] or [B, T]; default: 0.. or the cache's length..
   std::optional<at::Tensor> attention_mask = {};  // [B, S] of 0 and 1 over all keys; 0: padding
   KvCache* cache = nullptr;                       // appended to
+  const PagedKeys* paged = nullptr;               // instead of a cache: ids [1, T]; needs position_ids
   bool last_only = false;                         // logits of the last token alone, [B, 1, V]
+  at::Tensor logit_rows = {};                     // [L] int64: logits of these tokens alone, [B, L, V]
   bool keep_hidden = false;                       // record the input of every layer
   bool keep_router_inputs = false;                // record what the routers see
   bool keep_heads = false;                        // record the heads' outputs
@@ -93,6 +103,9 @@ class Llama {
   std::int64_t num_parameters() const { return parameters_.count(); }
   at::Device device() const { return parameters_.device(); }
   void to(at::Device device);
+  at::ScalarType dtype() const { return embedding_.scalar_type(); }
+  // From now on products are made row by row by packed weights (layers::Linear::packed), a second copy of them.
+  void pack_weights();
   void set_requires_grad(bool requires_grad) { parameters_.set_requires_grad(requires_grad); }
 
  private:

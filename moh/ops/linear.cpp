@@ -8,6 +8,8 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "moh/ops/packed_linear.h"
+
 namespace moh::ops {
 namespace {
 
@@ -87,6 +89,10 @@ class OneDnnLinear : public torch::autograd::Function<OneDnnLinear> {
 Tensor linear(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, Activation activation) {
   const bool gelu = activation != Activation::kNone;
   const char* const form = activation == Activation::kGeluTanh ? "tanh" : "none";
+  if (RowwiseProducts::wanted() && x.is_cpu() && weight.is_cpu() && x.scalar_type() == at::kFloat) {
+    const Tensor y = PackedWeight(weight, bias).apply(x);
+    return gelu ? at::gelu(y, form) : y;
+  }
   const bool gradients =
       at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
   if (suits_onednn(x, weight, bias)) {

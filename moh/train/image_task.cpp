@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "moh/base/error.h"
+#include "moh/data/epoch_order.h"
 #include "moh/data/ordered_loader.h"
 #include "moh/data/random.h"
 #include "moh/ops/autocast.h"
@@ -55,10 +56,8 @@ struct ImageTask::Loader {
     const std::lock_guard lock(mutex);
     auto& order = orders[epoch];
     if (order.empty()) {
-      order.resize(folder.items.size());
-      std::iota(order.begin(), order.end(), 0);
       data::Random random(options.seed + kOrderStream, static_cast<std::uint64_t>(epoch));
-      for (std::int64_t i = size() - 1; i > 0; --i) std::swap(order[i], order[random.below(i + 1)]);
+      order = data::shuffled<std::int32_t>(size(), [&](std::int64_t count) { return random.below(count); });
     }
     const std::int64_t picture = order[place];
     while (orders.size() > 2) orders.erase(orders.begin()->first == epoch ? --orders.end() : orders.begin());

@@ -35,6 +35,16 @@ def make_safetensors():
     put("safetensors", "empty", safetensors({"e": {"dtype": "BOOL", "shape": [0, 3], "data_offsets": [0, 0]}}, b""))
 
 
+def make_completion_request():
+    put("completion_request", "completion", json.dumps(dict(
+        model="m", prompt=["a", [1, 2]], max_tokens=5, temperature=0.5, top_p=0.9, top_k=-1, n=2, stream=True, echo=True,
+        stream_options={"include_usage": True}, logprobs=2, stop=["x", "y"], seed=-3, logit_bias={"5": -1.5}, activated=0.5,
+        presence_penalty=1, frequency_penalty=-1, repetition_penalty=1.1, user="u", ignore_eos=False, best_of=1, suffix="")))
+    put("completion_request", "chat", json.dumps(dict(
+        messages=[{"role": "user", "content": "hi"}], logprobs=True, top_logprobs=3, max_completion_tokens=4, stop="z",
+        tools=[{}], chat_template_kwargs={"a": 1}, response_format={"type": "text"})))
+
+
 def make_config():
     dense = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48,
                  num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5,
@@ -188,6 +198,6 @@ def make_chat_template():
             put("chat_template", f"construct{i}", line)
 
 
-for make in (make_safetensors, make_config, make_npy, make_tokenizer_json, make_tiktoken, make_torch_file, make_gguf, make_image,
-             make_chat_template):
+for make in (make_safetensors, make_config, make_completion_request, make_npy, make_tokenizer_json, make_tiktoken,
+             make_torch_file, make_gguf, make_image, make_chat_template):
     make()
