@@ -1,18 +1,26 @@
-# make build: set-up and build.  make test: that and all tests.  make demo: that and the main job, end to end.
+# make demo: the tool, and with it the main job end to end.  make build: tool and library, with CUDA kernels where nvcc is
+# found.  make test: everything, and all tests.  Each installs what is missing first, and says so.
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 
-.PHONY: setup build test demo format clean
+.PHONY: setup configure build test demo format clean
 setup:
 	@scripts/setup.sh
-build: setup
-	@test -f build/build.ninja || cmake --preset release
-	@cmake --build build --parallel $(JOBS)
+# A folder that was made for the demo is configured anew once more than that is wanted.
+configure: setup
+	@if [ ! -f build/build.ninja ]; then cmake --preset release; \
+	elif [ -f build/demo-only ]; then cmake --preset release -U MOH_CUDA -U MOH_TESTS && rm build/demo-only; fi
+build: configure
+	@cmake --build build --parallel $(JOBS) --target moh_cli moh operator_bench
 test:
 	@scripts/setup.sh tests  # before the build, which looks for clang to register the fuzz test
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory configure
+	@cmake --build build --parallel $(JOBS)
 	@cd build && ctest --output-on-failure --timeout 1200
-demo: build
+demo: setup
+	@[ -f build/build.ninja ] || { cmake --preset release -DMOH_CUDA=OFF -DMOH_TESTS=OFF >/dev/null && touch build/demo-only; }
+	@echo "demo: building build/moh, some minutes of $(JOBS) cores the first time"
+	@cmake --build build --parallel $(JOBS) --target moh_cli
 	@scripts/demo.sh
 format:
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-16 -i

@@ -8,18 +8,18 @@ cd "$(dirname "$0")/.."
 packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
           libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libturbojpeg0-dev libpng-dev
           libboost-dev)
-[[ ${1:-} != tests ]] || packages+=(clang-16 libclang-rt-16-dev)  # for the fuzz targets
+[[ ${1:-} != tests ]] || packages+=(clang-16 libclang-rt-16-dev chromium)  # for the fuzz targets and the pictures of reports
 missing=()
 for package in "${packages[@]}"; do
   [[ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" == "install ok installed" ]] || missing+=("$package")
 done
 if ((${#missing[@]})); then
-  echo "setup: installing Debian packages: ${missing[*]}"
   as_root=()
   if ((EUID != 0)); then
     command -v sudo >/dev/null || { echo "setup: not root and no sudo; install by hand: ${missing[*]}" >&2; exit 1; }
     as_root=(sudo)
   fi
+  echo "setup: Debian packages are missing and are installed now, by ${as_root[*]:+sudo }apt-get install: ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
@@ -63,7 +63,7 @@ if [[ -n $site ]]; then
   .venv/bin/python -c 'import sys, sysconfig, pathlib
 pathlib.Path(sysconfig.get_path("purelib"), "moh_torch.pth").write_text(sys.argv[1] + "\n")' "$site"
 else
-  echo "setup: installing torch $torch_version and numpy into .venv"
+  echo "setup: downloading torch $torch_version and numpy into .venv by pip"
   .venv/bin/python -m pip install -q --disable-pip-version-check "torch==$torch_version" numpy 2>&1 | grep -v "is ignored" || true
 fi
 .venv/bin/python -c 'import torch' || { echo "setup: .venv/bin/python cannot import torch; remove .venv and run again" >&2; exit 1; }

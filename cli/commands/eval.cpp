@@ -1,4 +1,5 @@
-// moh eval: perplexity of a token stream; or, with --generated, distances between pictures (image_eval.h).
+// moh eval: perplexity of a token stream; with --task, benchmarks (task_eval.h); or, with --generated, distances
+// between pictures (image_eval.h).
 #include <fmt/format.h>
 
 #include <chrono>
@@ -6,9 +7,11 @@
 
 #include "cli/command.h"
 #include "cli/commands/image_eval.h"
+#include "cli/commands/task_eval.h"
 #include "cli/commands/vit_commands.h"
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
+#include "moh/base/error.h"
 #include "moh/eval/perplexity.h"
 
 namespace moh::cli {
@@ -19,10 +22,17 @@ struct Options {
   eval::PerplexityOptions perplexity;
   VitUse vit;
   RunTimeHeads heads;
+  TaskEval tasks;
 };
 
 int run_eval(const Context& context, const Options& options) {
-  if (is_vit_folder(options.model)) return eval_vit(context, options.model, options.data, options.vit);
+  const bool pictures = is_vit_folder(options.model);
+  MOH_CHECK(!pictures || !options.tasks.asked_for(), "[eval] --task is for language models; ", options.model,
+            " classifies pictures");
+  if (pictures) return eval_vit(context, options.model, options.data, options.vit);
+  if (options.tasks.asked_for()) {
+    return eval_tasks(context, options.model, options.data, options.heads, options.tasks);
+  }
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
@@ -50,18 +60,21 @@ int run_eval(const Context& context, const Options& options) {
 }
 
 const Registered registered{
-    {"eval", "measure perplexity, or how real generated pictures look", [](CLI::App& app, Context& context) -> Run {
+    {"eval", "measure perplexity, run benchmarks, or tell how real generated pictures look",
+     [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
        app.add_option("model", options->model, "model folder");
        app.add_option(
            "--data", options->data,
-           "text file, folder of *.txt, or .npy/.bin ids; a folder with one subfolder of pictures per class");
+           "text file, folder of *.txt, or .npy/.bin ids; a folder with one subfolder of pictures per class; with "
+           "--task a folder of benchmark files");
        app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
        app.add_option("--images", options->vit.batch, "pictures at a time")->group("ViT");
        options->vit.add_options(app);
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
+       options->tasks.add_options(app);
        const Run pictures = setup_image_eval(app, context);
        app.callback([options, &app] {
          if (app.get_option("--generated")->count() > 0) return;

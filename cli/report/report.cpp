@@ -19,22 +19,22 @@ h2{font-size:21px;letter-spacing:-.01em;margin:52px 0 10px;padding-top:22px;bord
 .subtitle,.note,.axis,.legend{color:var(--quiet);font-size:14px}.subtitle,.note{margin:4px 0}
 .summary{background:var(--card);border-left:4px solid var(--c0);border-radius:6px;padding:14px 18px 14px 36px;margin:26px 0}.summary li{margin:4px 0}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px 20px;margin:26px 0}dt{color:var(--quiet);font-size:13px}dd{margin:0;font-size:17px;font-weight:600;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto;margin:18px 0 8px}
+.scroll{overflow-x:auto;margin:18px 0 8px;background:linear-gradient(90deg,var(--paper) 40%,transparent) left/60px 100% no-repeat local,linear-gradient(270deg,var(--paper) 40%,transparent) right/60px 100% no-repeat local,linear-gradient(90deg,var(--stripe),transparent) left/14px 100% no-repeat scroll,linear-gradient(270deg,var(--stripe),transparent) right/14px 100% no-repeat scroll}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:15px}
 th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}th{color:var(--quiet);font-weight:600;font-size:13px}.number{text-align:right}
 pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:12px 14px;white-space:pre-wrap;font:14px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;margin:8px 0 18px}
-figure{margin:26px 0}svg{width:100%;height:auto;display:block;font-size:13px}.axis.x{text-align:center}
+figure{margin:26px 0}svg{width:100%;height:auto;display:block;font-size:13px}.narrow{display:none}.axis.x{text-align:center}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;margin-bottom:8px}.key{display:inline-flex;align-items:center;gap:7px}
 .key i{width:18px;height:4px;border-radius:2px}.key .dash{background-image:linear-gradient(90deg,transparent 40%,var(--paper) 40%,var(--paper) 60%,transparent 60%)}
-.key .dotted{height:0;border-top:2px dotted var(--quiet)}.key .ramp{width:60px;height:10px;background:linear-gradient(90deg,var(--line),var(--c0))}
+.key .line_key{width:28px;flex:none}.key .half{opacity:.45}.key .f0.half{height:12px}.key .ramp{width:60px;height:10px;background:linear-gradient(90deg,var(--line),var(--c0))}
 .key .shared_key{height:12px;background:repeating-linear-gradient(45deg,var(--line) 0 3px,var(--stripe) 3px 5px)}
-.grid{stroke:var(--line)}.reference{stroke:var(--quiet);stroke-width:1.5;stroke-dasharray:2 4}
+.grid{stroke:var(--line)}.reference{stroke-width:1.8}.r0{stroke:var(--quiet);stroke-dasharray:9 4}.r1{stroke:var(--c2);stroke-dasharray:2 3}.r2{stroke:var(--c4);stroke-dasharray:9 3 2 3}
 polyline{fill:none;stroke-width:2.2;stroke-linejoin:round}.dashed{stroke-dasharray:7 4}
 .tick{fill:var(--quiet)}.end{text-anchor:end}.middle,.in{text-anchor:middle}.in{fill:var(--ink)}.in.on{fill:var(--on)}
 .shared{fill:var(--line)}.stripe{stroke:var(--stripe);stroke-width:3}
 .c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}
 .f0{fill:var(--c0);background:var(--c0)}.f1{fill:var(--c1);background:var(--c1)}.f2{fill:var(--c2);background:var(--c2)}.f3{fill:var(--c3);background:var(--c3)}.f4{fill:var(--c4);background:var(--c4)}.f5{fill:var(--c5);background:var(--c5)}
-@media(max-width:560px){main{padding:28px 16px 60px}svg{font-size:19px}th,td{padding:7px 8px}.in{font-size:16px}polyline{stroke-width:3}}
+@media(max-width:560px){main{padding:28px 16px 60px}.wide{display:none}.narrow{display:block}th,td{padding:7px 6px;white-space:normal;font-size:14px}th{font-size:12px}.number{white-space:nowrap}dl{grid-template-columns:repeat(auto-fit,minmax(130px,1fr))}}
 @media print{figure,table{break-inside:avoid}}
 )";
 
@@ -64,7 +64,7 @@ std::string table(const Json& item) {
     return fmt::format("<{}{}>{}</{}>", tag, is_numeric_column(rows, column) ? " class=\"number\"" : "",
                        cell_text(value), tag);
   };
-  std::string out = "<div class=\"scroll\"><table><thead><tr>";
+  std::string out = "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>";
   for (std::size_t c = 0; c < columns.size(); ++c) out += cell("th", columns[c], c);
   out += "</tr></thead><tbody>";
   for (const Json& row : rows) {
@@ -87,10 +87,11 @@ std::string render_item(const Json& item) {
   if (type == "lines") return figure(item, svg::line_plot(item));
   if (type == "bars") return figure(item, svg::bar_plot(item));
   if (type == "heatmap") return figure(item, svg::heatmap(item));
+  if (type == "heads") return figure(item, svg::heads(item));
   if (type == "table") return table(item);
   if (type == "text") return "<p>" + text_of(item, "text") + "</p>";
   if (type == "code") return "<pre>" + text_of(item, "text") + "</pre>";
-  fail("[report] unknown item type `", type, "`; known: lines, bars, heatmap, table, text, code");
+  fail("[report] unknown item type `", type, "`; known: lines, bars, heatmap, heads, table, text, code");
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 //     "reference_lines"}
 //     {"type": "table", "columns": [], "rows": [[]], "note"}
 //     {"type": "heatmap", "title", "x_label", "y_label", "x": [], "y": [], "values": [[0..1 or null: shared]]}
+//     {"type": "heads", "title", "x_label", "y_label", "x": [], "rows": [{"name", "shared": [true or false], "note"}],
+//      "group": query heads of a KV head}
 //     {"type": "text", "text"}   {"type": "code", "text"}]}]}
 //
 // Every part may be absent; a point that is null or not finite is left out. Errors: an item of an unknown type.

@@ -9,7 +9,9 @@
 namespace moh::svg {
 
 std::string escape(const std::string& text);
-// A string as it is, null as nothing, anything else as JSON; escaped.
+// A number as people read it: 614,400, not 6.144e+05.
+std::string readable(double value);
+// A string as it is, a number readable, null as nothing, anything else as JSON; escaped.
 std::string plain(const Json& value);
 
 // Each takes an item of the report (cli/report/report.h) and returns what stands inside its <figure>, without the
@@ -17,5 +19,6 @@ std::string plain(const Json& value);
 std::string line_plot(const Json& item);
 std::string bar_plot(const Json& item);
 std::string heatmap(const Json& item);
+std::string heads(const Json& item);
 
 }  // namespace moh::svg
