@@ -12,6 +12,7 @@
 #include "moh/layers/moh_layer.h"
 #include "moh/models/llama_config.h"
 #include "moh/ops/linear.h"
+#include "moh/ops/projection.h"
 
 namespace moh::bench {
 namespace {

@@ -185,23 +185,23 @@ std::string forced_backend() {
 const Backend* choose_backend(const CallTraits& call, std::string* reason, const std::string& name) {
   const std::string wanted = wanted_name(name);
   const bool automatic = wanted.empty() || wanted == "auto";
-  std::string first_reason = wanted == "composite" ? "the composite form was asked for" : "";
+  std::string told = wanted == "composite" ? "the composite form was asked for" : "";
   if (wanted != "composite") {
     for (const Backend& backend : backends()) {
       if (automatic ? !backend.automatic() : wanted != backend.name) continue;
       const std::string why = reason_against(backend, call);
       if (why.empty()) return &backend;
       MOH_CHECK(automatic, "[backend] `", wanted, "` cannot run: ", why);
-      if (first_reason.empty()) first_reason = why;
+      told = why;  // of the most general row, which comes last
     }
     for (const Backend& backend : backends()) {  // a row that could, had it been asked for, is the better answer
       if (backend.automatic() || !reason_against(backend, call).empty()) continue;
-      first_reason =
+      told =
           std::string("backend `") + backend.name + "` runs only when asked for by name (" + backend.by_name_only + ")";
       break;
     }
   }
-  if (reason != nullptr) *reason = first_reason;
+  if (reason != nullptr) *reason = told;
   return nullptr;
 }
 
