@@ -53,7 +53,8 @@ Tensor by_onednn(const Tensor& x, const Tensor& weight, const optional<Tensor>& 
 }
 
 // With gradients. That of the weight, and that of x for few rows, by LibTorch's other library, which takes transposed
-// operands as they are: oneDNN would have them copied.
+// operands as they are: oneDNN would have them copied. oneDNN's operator has no derivative, so a gradient that is to be
+// differentiated again never comes from it.
 class OneDnnLinear : public torch::autograd::Function<OneDnnLinear> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
@@ -71,8 +72,9 @@ class OneDnnLinear : public torch::autograd::Function<OneDnnLinear> {
     const Tensor grad = grads[0].contiguous(), rows = grad.reshape({-1, grad.size(-1)});
     Tensor grad_x, grad_weight, grad_bias;
     if (context->needs_input_grad(0)) {
-      grad_x = rows.size(0) >= kManyRows ? by_onednn(grad, weight.t().contiguous(), std::nullopt, "none", "")
-                                         : at::mm(rows, weight).view(x.sizes());
+      grad_x = rows.size(0) >= kManyRows && !at::GradMode::is_enabled()
+                   ? by_onednn(grad, weight.t().contiguous(), std::nullopt, "none", "")
+                   : at::mm(rows, weight).view(x.sizes());
     }
     if (context->needs_input_grad(1)) {
       const Tensor x_rows = x.reshape({-1, x.size(-1)});
