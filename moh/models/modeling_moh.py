@@ -61,7 +61,7 @@ class Router:
         self.by_group = moh.get("select", "head") == "kv-group"
         self.group = heads // config.num_key_value_heads if self.by_group else 1
         self.choices = heads // self.group
-        counts = (n[layer] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh["top_k"]))
+        counts = (n[layer] if isinstance(n, (list, tuple)) else n for n in (moh["shared_heads"], moh.get("top_k", 0)))
         self.shared, self.top_k = (n // self.group for n in counts)
         order = (moh.get("head_order") or {layer: range(heads)})[layer]
         self.order = [head // self.group for head in order[:: self.group]]
@@ -71,6 +71,9 @@ class Router:
     def linears(self):
         """Name and number of rows of each matrix of hidden_size columns."""
         return {}
+
+    def modules(self, hidden_size):
+        return {name: RouterLinear(hidden_size, rows, bias=False) for name, rows in self.linears().items()}
 
     def choose(self, attention, x, query):
         raise NotImplementedError
@@ -137,7 +140,49 @@ class TwoStageRouter(Router):
         return torch.cat([gates * kind[..., :1], routed * kind[..., 1:]], -1)
 
 
-ROUTERS = {"norm": NormRouter, "two-stage": TwoStageRouter}
+class LinearRouter(Router):
+    """A score of the layer's input for every choice: the best top_k, or every one above the layer's threshold. Choices that
+    are left out may add their mean output."""
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.threshold = None
+        if self.config.get("choose", "top-k") == "threshold":
+            table, activated = self.config["thresholds"][layer], self.config["activated"]
+            place = activated * (len(table) - 1)
+            way = place - int(place)
+            ends = table[int(place)], table[min(int(place) + 1, len(table) - 1)]
+            self.threshold = float("-inf") if activated >= 1 else (1 - way) * ends[0] + way * ends[1]
+
+    def modules(self, hidden_size):
+        modules = {"wg": RouterLinear(hidden_size, self.choices)}
+        if self.config.get("mean_heads", False):
+            modules["head_mean"] = nn.Linear(self.choices, hidden_size)
+        return modules
+
+    def choose(self, attention, x, query):
+        routed = wide(attention.wg(x))[..., self.order][..., self.shared :]
+        finite = self.threshold is not None and self.threshold != float("-inf")
+        weights = torch.sigmoid(routed - self.threshold if finite else routed)
+        chosen = selected(routed, self.top_k) if self.threshold is None else (routed > self.threshold).to(routed.dtype)
+        straight_through = self.config.get("straight_through", "selected")
+        if self.config.get("weighted", False):
+            gates = chosen * (weights.detach() if straight_through == "none" else weights)
+        elif straight_through == "none":
+            gates = chosen
+        else:
+            through = weights - weights.detach()
+            gates = chosen + (through if straight_through == "all" else through * chosen)
+        return nn.functional.pad(gates, (self.shared, 0), value=1.0)
+
+    def compensate(self, attention, gates, output):
+        if not hasattr(attention, "head_mean"):
+            return output
+        left_out = 1 - gates[..., :: self.group]
+        return output + attention.head_mean(left_out.to(output.dtype)).to(output.dtype)
+
+
+ROUTERS = {"norm": NormRouter, "two-stage": TwoStageRouter, "linear": LinearRouter}
 
 
 def router_of(config, layer):
@@ -155,8 +200,8 @@ class MohAttention(family.LlamaAttention):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
         self.router = router_of(config, layer_idx)
-        for name, rows in self.router.linears().items():
-            setattr(self, name, RouterLinear(config.hidden_size, rows, bias=False))
+        for name, module in self.router.modules(config.hidden_size).items():
+            setattr(self, name, module)
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, cache=None, past_key_values=None, **kwargs):
         tokens = hidden_states.shape[:-1]
