@@ -322,7 +322,9 @@ Tensor combine_heads(const Tensor& heads, const Tensor& weight, const optional<T
 }
 
 bool skips_heads(const Tensor& x, std::int64_t head_dim, double share) {
-  if (!x.is_cpu() || x.size(-1) == 0) return false;
+  if (!x.is_cpu()) return false;
+  if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return true;  // traced: the operators decide as they run
+  if (x.size(-1) == 0) return false;
   const auto type =
       at::autocast::is_autocast_enabled(at::kCPU) ? at::autocast::get_autocast_dtype(at::kCPU) : x.scalar_type();
   const auto* backend =

@@ -177,7 +177,7 @@ class Robustness(unittest.TestCase):
         evaluate = ["eval", place, "--data", self.text, "--sequence", 16]
         run(*evaluate)
         index.write_text(json.dumps({"weight_map": {**names, "model.more.weight": second.name}}))
-        refused(*evaluate, words=[str(second), "No such file"])
+        refused(*evaluate, words=[str(second), "missing", str(index)])
         second.write_bytes(data[:-8])
         refused(*evaluate, words=str(second))
         missing = dict(list(names.items())[:-1])

@@ -143,7 +143,7 @@ TEST(Engine, ResultsDoNotDependOnWhatElseRuns) {
       if (count == 2 && router != "norm") continue;  // once is enough for threads
       at::set_num_threads(count);
       models::Llama model = tiny_model(router, select);
-      Engine engine(model, {.max_sequences = 8, .cache_tokens = 512, .step_tokens = 100});
+      Engine engine(model, {.max_sequences = 8, .cache_tokens = 320, .step_tokens = 100});
       std::vector<std::int64_t> numbers;
       together.assign(wanted.size(), {});
       for (std::size_t i = 0; i < wanted.size(); ++i) {
