@@ -31,7 +31,11 @@ class Linear {
 
   bool defined() const { return weight_.defined(); }
   std::int64_t outputs() const { return count_ < 0 ? weight_.size(0) : count_; }
-  std::int64_t inputs() const { return weight_.numel() / weight_.size(0); }
+  std::int64_t inputs() const {  // by sizes: a traced tensor has no number of elements
+    std::int64_t count = 1;
+    for (std::int64_t i = 1; i < weight_.dim(); ++i) count *= weight_.size(i);
+    return count;
+  }
   at::ScalarType dtype() const { return weight_.scalar_type(); }  // of the inputs that it multiplies
   at::Device device() const { return weight_.device(); }
 

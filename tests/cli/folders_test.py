@@ -306,7 +306,7 @@ def test_a_resume_with_another_batch_reads_on():
 def test_other_files_of_a_model_are_kept():
     folder = dense("companions")
     kept = {"chat_template.jinja": "{{ messages }}", "additional_chat_templates/tool.jinja": "{{ tools }}", "chat_template.json": "{}",
-            "generation_config.json": "{}", "README.md": "card", "LICENSE": "terms", "tokenizer_config.json": "{}",
+            "generation_config.json": "{}", "README.md": "card", "LICENSE": "terms", "preprocessor_config.json": "{}",
             "special_tokens_map.json": "{}"}
     lost = {"modeling_x.py": "raise", "model.safetensors.index.json": "{}", "original/consolidated.00.pth": "x", "original/params.json": "{}",
             "onnx/model.onnx": "x", "run.json": "{}", ".cache/note": "x", "pytorch_model.bin": "x", "inner/config.json": "{}"}

@@ -51,7 +51,8 @@ def tensors_of(model, ids, seed, gradients=True):
     if gradients:
         out.loss.backward()
         for name, parameter in model.named_parameters():
-            tensors[f"grad.param.{name}"] = parameter.grad
+            if parameter.grad is not None:  # fitted routers that choose by threshold get none
+                tensors[f"grad.param.{name}"] = parameter.grad
     with torch.no_grad():
         tensors["cache.logits"], tensors["cache.prefill"] = out.logits, torch.tensor([ids.shape[1] // 3])
         # A token that the input does not have there marks the end of the prompt.
