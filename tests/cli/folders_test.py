@@ -307,7 +307,7 @@ def test_other_files_of_a_model_are_kept():
     folder = dense("companions")
     kept = {"chat_template.jinja": "{{ messages }}", "additional_chat_templates/tool.jinja": "{{ tools }}", "chat_template.json": "{}",
             "generation_config.json": "{}", "README.md": "card", "LICENSE": "terms", "preprocessor_config.json": "{}",
-            "special_tokens_map.json": "{}"}
+            "processor_config.json": "{}"}
     lost = {"modeling_x.py": "raise", "model.safetensors.index.json": "{}", "original/consolidated.00.pth": "x", "original/params.json": "{}",
             "onnx/model.onnx": "x", "run.json": "{}", ".cache/note": "x", "pytorch_model.bin": "x", "inner/config.json": "{}"}
     for name, content in {**kept, **lost}.items():
@@ -329,7 +329,7 @@ def test_other_files_of_a_model_are_kept():
     new = FOLDER / "companions_new"
     run("train", "--preset", "llm-tiny", "--tokenizer", folder, "--data", IDS, "--out", new, "--steps", 1, "--batch", 1, "--sequence", 16,
         "--model.vocab_size", 260, *ONE)
-    assert (new / "tokenizer_config.json").exists() and not (new / "LICENSE").exists()
+    assert (new / "config.json").exists() and not (new / "LICENSE").exists()
 
 
 def test_text_is_text():
