@@ -43,7 +43,6 @@ class WindowSampler {
   WindowSampler(std::int64_t stream_size, std::int64_t sequence, std::uint64_t seed);
   // Starts of windows number position .. position + count - 1 since the beginning of training.
   std::vector<std::int64_t> starts(std::int64_t position, std::int64_t count);
-  std::int64_t windows_per_epoch() const { return per_epoch_; }
 
  private:
   void shuffle(std::int64_t epoch);

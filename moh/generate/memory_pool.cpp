@@ -120,6 +120,5 @@ PausedMemoryPool::PausedMemoryPool() {
 PausedMemoryPool::~PausedMemoryPool() { c10::SetCPUAllocator(&PoolAllocator::instance(), kPriority); }
 
 std::int64_t MemoryPool::system_blocks() const { return PoolAllocator::instance().blocks(); }
-std::int64_t MemoryPool::system_bytes() const { return PoolAllocator::instance().bytes(); }
 
 }  // namespace moh::generate

@@ -14,9 +14,8 @@ class MemoryPool {
   MemoryPool(const MemoryPool&) = delete;
   MemoryPool& operator=(const MemoryPool&) = delete;
 
-  // Blocks that had to come from the system so far, and their bytes.
+  // Blocks that had to come from the system so far.
   std::int64_t system_blocks() const;
-  std::int64_t system_bytes() const;
 };
 
 // While one of these lives, tensors take their memory as LibTorch gives it by itself; the pool keeps its blocks.

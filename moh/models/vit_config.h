@@ -59,7 +59,6 @@ struct VitConfig {
     visit("classes", classes, "names of the classes");
   }
 
-  std::int64_t num_stages() const { return static_cast<std::int64_t>(embed_dims.size()); }
   std::int64_t shared_heads(std::size_t stage) const { return moh ? moh->shared_heads[stage] : num_heads[stage]; }
   std::int64_t top_k(std::size_t stage) const { return moh ? moh->top_k[stage] : 0; }
   std::int64_t mlp_hidden(std::size_t stage) const;  // of one half of the gated MLP

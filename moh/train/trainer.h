@@ -1,66 +1,23 @@
-// The training loop: schedule, accumulation, clipping, AdamW, validation, log, checkpoints, resume to the bit.
+// The training loop: schedule, accumulation, clipping, AdamW, validation, checkpoints, resume to the bit.
 //
 // A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/
-// (each complete or absent: written under another name, synced, renamed) and at the end the model itself; with an
-// average of the weights, that too, as ema.safetensors beside each model.safetensors.
+// (run_folder.h) and at the end the model itself; with an average of the weights, that too, as ema.safetensors beside
+// each model.safetensors.
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <string>
 
-#include "moh/base/fields.h"
+#include "moh/train/run_folder.h"
 #include "moh/train/task.h"
+#include "moh/train/train_config.h"
+#include "moh/train/train_log.h"
 
 namespace moh::train {
 
-struct TrainConfig {
-  std::int64_t steps = 1000, batch = 16, sequence = 512, accumulate = 1, warmup = 50;
-  double lr = 3e-4, final_lr = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
-  double warmup_lr = 1e-7;
-  std::int64_t epoch_steps = 0;
-  double ema = 0;
-  std::string dtype = "fp32";
-  std::int64_t seed = 0, illustrate_every = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
-
-  template <class V>
-  void fields(V& visit) {
-    visit("steps", steps, "optimizer steps");
-    visit("batch", batch, "sequences per step");
-    visit("sequence", sequence, "tokens per sequence");
-    visit("accumulate", accumulate, "parts that a batch is computed in, to save memory");
-    visit("lr", lr, "peak learning rate");
-    visit("final_lr", final_lr, "learning rate of the last step as a share of the peak (cosine)");
-    visit("warmup", warmup, "steps of linear warm-up");
-    visit("warmup_lr", warmup_lr, "learning rate that warm-up begins at");
-    visit("epoch_steps", epoch_steps, "steps of an epoch through which the learning rate stays; 0: it moves every step");
-    visit("beta1", beta1, "AdamW");
-    visit("beta2", beta2, "AdamW");
-    visit("eps", eps, "AdamW");
-    visit("weight_decay", weight_decay, "AdamW, on matrices only");
-    visit("clip", clip, "largest L2 norm of the gradient; 0: no clipping");
-    visit("ema", ema, "decay of the weights' exponential moving average, e.g. 0.9999; 0: none");
-    visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights; fp16 scales the loss");
-    visit("seed", seed, "of initialisation and data order");
-    visit("validate_every", validate_every, "steps between validations; 0: only at the end");
-    visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");
-    visit("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
-    visit("keep", keep, "checkpoints kept");
-    visit("log_every", log_every, "steps between lines of log.jsonl");
-  }
-};
-
-void check_train_config(const TrainConfig& config);
-
 class Trainer {
  public:
-  // on_log hears every line of log.jsonl; on_step (step, steps, items per second) every step.
-  struct Listener {
-    std::function<void(const Json& line)> on_log;
-    std::function<void(std::int64_t step, std::int64_t steps, double items_per_second)> on_step;
-  };
-
   Trainer(TrainConfig config, Task& task, std::string folder, Listener listener);
   ~Trainer();
 
@@ -74,8 +31,5 @@ class Trainer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// The newest complete checkpoint of a training folder, or "".
-std::string newest_checkpoint(const std::string& folder);
 
 }  // namespace moh::train

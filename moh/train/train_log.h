@@ -1,0 +1,50 @@
+// What a training says while it runs: lines of log.jsonl, the same numbers for TensorBoard, and a listener (the
+// console) that hears every line and every step.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "moh/base/fields.h"
+#include "moh/io/event_writer.h"
+
+namespace moh::train {
+
+// on_log hears every line of log.jsonl; on_step (step, steps, items per second) every step.
+struct Listener {
+  std::function<void(const Json& line)> on_log;
+  std::function<void(std::int64_t step, std::int64_t steps, double items_per_second)> on_step;
+};
+
+class TrainLog {
+ public:
+  TrainLog(const std::string& folder, Listener listener);
+  // Opens log.jsonl: anew at step 0; else lines of later steps are dropped, since the resumed run writes them again.
+  void open(std::int64_t step);
+  // `line` has a number "step".
+  void write(const Json& line);
+  void stepped(std::int64_t step, std::int64_t steps, double items_per_second) const;
+
+ private:
+  std::string path_;
+  Listener listener_;
+  io::EventWriter events_;
+  std::ofstream file_;
+};
+
+// Tokens or images a second since the last reset, which follows everything that is not training.
+class Rate {
+ public:
+  void reset() { *this = Rate(); }
+  double add(std::int64_t items);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point since_ = Clock::now();
+  std::int64_t items_ = 0;
+};
+
+}  // namespace moh::train
