@@ -20,6 +20,7 @@ namespace moh::cli {
 // on stdout otherwise (on stderr with --json).
 struct Context {
   bool json = false;
+  bool quiet = false;  // another process speaks for this one
   std::string device = "cpu", dtype = "auto", backend, config_file, read_as = "auto";
   int threads = 0;
   std::uint64_t seed = 0;

@@ -41,19 +41,23 @@ Json parse_value(const std::string& text) {
 
 }  // namespace
 
-Json read_toml(const std::string& path) {
+Json read_any_toml(const std::string& path) {
   const std::string text = io::read_file(path, kMaxBytes);
   try {
-    const Json json = to_json(toml::parse(text), path);
-    for (const auto& section : json.items()) {
-      MOH_CHECK(section.key() == "train" || section.key() == "model" || section.key() == "moh", "[config] ", path,
-                ": unknown section [", section.key(), "]; known: train, model, moh");
-      MOH_CHECK(section.value().is_object(), "[config] ", path, ": `", section.key(), "` must be a section");
-    }
-    return json;
+    return to_json(toml::parse(text), path);
   } catch (const toml::parse_error& error) {
     fail("[config] ", path, ", line ", error.source().begin.line, ": ", error.description());
   }
+}
+
+Json read_toml(const std::string& path) {
+  const Json json = read_any_toml(path);
+  for (const auto& section : json.items()) {
+    MOH_CHECK(section.key() == "train" || section.key() == "model" || section.key() == "moh", "[config] ", path,
+              ": unknown section [", section.key(), "]; known: train, model, moh");
+    MOH_CHECK(section.value().is_object(), "[config] ", path, ": `", section.key(), "` must be a section");
+  }
+  return json;
 }
 
 Json take_section_arguments(std::vector<std::string>& arguments) {

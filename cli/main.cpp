@@ -10,6 +10,7 @@
 
 #include "cli/command.h"
 #include "cli/config_file.h"
+#include "cli/processes.h"
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
 #include "moh/ops/autocast.h"
@@ -24,11 +25,13 @@ std::vector<Command>& commands() {
 }
 
 void Context::emit(const Json& line) const {
+  if (quiet) return;
   if (json) fmt::print("{}\n", line.dump(-1, ' ', false, Json::error_handler_t::replace));
   std::fflush(stdout);
 }
 
 void Context::say(const std::string& text) const {
+  if (quiet) return;
   std::FILE* stream = json ? stderr : stdout;
   fmt::print(stream, "{}\n", text);
   std::fflush(stream);
@@ -148,9 +151,10 @@ int main(int argc, char** argv) {
   try {
     return moh::cli::run(argc, argv);
   } catch (const c10::Error& error) {
-    fmt::print(stderr, "moh: error: {}\n", moh::cli::first_line(error.what_without_backtrace()));
+    return moh::cli::end_with_error(error.what_without_backtrace(), false);
+  } catch (const moh::distributed::ToldElsewhere& error) {
+    return moh::cli::end_with_error(error.what(), true);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "moh: error: {}\n", moh::cli::first_line(error.what()));
+    return moh::cli::end_with_error(error.what(), false);
   }
-  return 1;
 }

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build python3-venv libgtest-dev libfmt-dev nlohmann-json3-dev libcli11-dev
           libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev libturbojpeg0-dev libpng-dev
-          libboost-dev)
+          libboost-dev libgloo-dev libzstd-dev)
 [[ ${1:-} != tests ]] || packages+=(clang-16 libclang-rt-16-dev chromium)  # for the fuzz targets and the pictures of reports
 missing=()
 for package in "${packages[@]}"; do

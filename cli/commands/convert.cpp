@@ -10,6 +10,7 @@
 #include "cli/commands/export_model.h"
 #include "cli/commands/vit_commands.h"
 #include "moh/convert/recipe.h"
+#include "moh/convert/vocabulary.h"
 #include "moh/io/companions.h"
 #include "moh/io/gguf.h"
 #include "moh/io/model_folder.h"
@@ -20,9 +21,27 @@
 namespace moh::cli {
 namespace {
 
+// Rows for the pieces of another tokenizer; heads stay as they are.
+int grow(const Context& context, const ConvertOptions& options) {
+  MOH_CHECK(!options.tokenizer.empty(), "[convert] --vocabulary needs --tokenizer, the folder of the larger tokenizer");
+  MOH_CHECK(!std::filesystem::exists(options.out + "/model.safetensors"), "[convert] ", options.out,
+            " holds a model already; choose another folder");
+  const auto model = models::Llama::load(options.in, std::nullopt, models::read_as(context.read_as));
+  const auto old = text::load_tokenizer(options.in), grown = text::load_tokenizer(options.tokenizer);
+  const std::int64_t size = std::max(options.vocabulary, grown->vocab_size());
+  const auto larger = convert::grow_vocabulary(model, *old, *grown, size);
+  larger.save(options.out);
+  io::copy_companions(options.tokenizer, options.out);
+  context.emit({{"parameters", larger.num_parameters()}, {"vocabulary", size}});
+  context.say(fmt::format("{}: {} parameters, a vocabulary of {} (before: {})", options.out, larger.num_parameters(),
+                          size, model.config().vocab_size));
+  return 0;
+}
+
 int run(const Context& context, const ConvertOptions& options) {
   MOH_CHECK(context.torch_device().is_cpu(), "[convert] runs on the CPU alone; leave --device out");
   if (!options.export_to.empty()) return export_model(context, options.in, options.out);
+  if (options.vocabulary > 0 || !options.tokenizer.empty()) return grow(context, options);
   if (is_vit_checkpoint(options.in)) {
     return convert_vit(context, options.in, options.out, options.preset, options.weights);
   }
@@ -128,6 +147,14 @@ const Registered registered{
            ->check(CLI::IsMember({"hf"}))
            ->excludes(app.get_option("--activated"), app.get_option("--shared"), app.get_option("--top-k"),
                       app.get_option("--router"));
+       app.add_option("--tokenizer", options->tokenizer,
+                      "a larger tokenizer that extends the model's: rows for its pieces are added, each the mean of "
+                      "those of the old pieces that it splits into; nothing else is done")
+           ->excludes(app.get_option("--activated"), app.get_option("--shared"), app.get_option("--top-k"),
+                      app.get_option("--router"), app.get_option("--export"));
+       app.add_option("--vocabulary", options->vocabulary, "with --tokenizer: rows in all; default: its pieces")
+           ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31))
+           ->needs(app.get_option("--tokenizer"));
        app.add_option("--straight-through", options->straight_through,
                       "scores that get a gradient: selected heads', all (at the price of computing all heads), none")
            ->check(CLI::IsMember({"selected", "all", "none"}));

@@ -14,7 +14,8 @@ namespace moh::cli {
 struct ConvertOptions {
   std::string preset, weights = "auto";
   std::string in, out, export_to, recipe = "paper", router = "norm", straight_through, select = "head";
-  std::string shared_by = "first", budget = "uniform", choose = "top-k", statistics;
+  std::string shared_by = "first", budget = "uniform", choose = "top-k", statistics, tokenizer;
+  std::int64_t vocabulary = 0;
   std::vector<std::string> data;
   bool fit_router = false, weighted = false, mean_heads = false, refit = false;
   double activated = 0.75, beta = 0.01;

@@ -6,6 +6,7 @@
 
 #include "cli/commands/language_training.h"
 #include "cli/commands/training_kind.h"
+#include "cli/processes.h"
 #include "cli/progress.h"
 #include "moh/data/latent_cache.h"
 #include "moh/data/picture_folder.h"
@@ -85,8 +86,9 @@ struct Sources {
 };
 
 // Null `train`: interrupted.
-Sources open_sources(const DitRun& run, const models::DitConfig& preset, const std::optional<models::Vae>& vae,
-                     const Json& sections) {
+Sources open_sources(const Context& context, const DitRun& run, const models::DitConfig& preset,
+                     const std::optional<models::Vae>& vae) {
+  const Json& sections = context.sections;
   std::int64_t size = preset.input_size;
   if (const auto model = sections.find("model"); model != sections.end() && model->contains("input_size")) {
     detail::assign_json(model->at("input_size"), size);
@@ -96,11 +98,15 @@ Sources open_sources(const DitRun& run, const models::DitConfig& preset, const s
     const auto folder = data::ImageFolder::open(path);
     Progress progress(vae ? "encode" : "read");
     const auto on_done = [&](double done) {
-      progress.update(done, fmt::format("{} pictures", folder.items.size()));
+      if (!context.quiet) progress.update(done, fmt::format("{} pictures", folder.items.size()));
       return !interrupted;
     };
     if (!vae) return data::load_pictures(folder, size, on_done);
-    if (!data::make_latent_cache(folder, *vae, size * vae->config().reduction(), cache, on_done)) return nullptr;
+    const auto encode = [&] {
+      const std::int64_t side = size * vae->config().reduction();
+      return data::make_latent_cache(folder, *vae, side, cache, on_done) ? "done" : "interrupted";
+    };
+    if (group().from_first(encode, "latents") != "done") return nullptr;
     return std::make_shared<data::LatentSource>(cache);
   };
   const std::string cache = run.latents.empty() ? run.out + "/latents" : run.latents;
@@ -164,7 +170,7 @@ int train_dit(const CLI::App& app, const Context& context) {
     encoder = models::Vae::load(run.vae);
     vae = std::make_shared<models::Vae>(*encoder);
   }
-  const Sources sources = open_sources(run, preset, encoder, context.sections);
+  const Sources sources = open_sources(context, run, preset, encoder);
   if (!sources.train) {
     context.say("interrupted; what is encoded is kept");
     return kInterruptedStatus;
@@ -180,6 +186,7 @@ int train_dit(const CLI::App& app, const Context& context) {
   train::DitTaskOptions options;
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.autocast = ops::autocast_type(config.dtype);
+  options.recompute = config.recompute;
   options.flip = run.flip;
   options.illustrate = illustrator(run, vae, options.seed);
   const Json model_json = models::dit_config_json(model.config());

@@ -15,6 +15,7 @@
 #include "moh/models/dit_config.h"
 #include "moh/models/llama_cost.h"
 #include "moh/models/vit_config.h"
+#include "moh/train/memory.h"
 
 namespace moh::cli {
 namespace {
@@ -22,6 +23,7 @@ namespace {
 struct Options {
   std::string model, data, html;
   std::int64_t sequence = 0, max_windows = 16;
+  int processes = 0;
   RunTimeHeads heads;
 };
 
@@ -51,7 +53,18 @@ bool half_weights(const Json& config) {
   return false;
 }
 
+// Of training by so many processes.
+std::vector<std::pair<std::string, std::int64_t>> memory_of(const models::LlamaConfig& config, std::int64_t parameters,
+                                                            int processes) {
+  const std::int64_t largest = config.vocab_size * config.hidden_size;
+  return train::training_memory(parameters, largest, processes);
+}
+
 int inspect(const Context& context, const Options& options) {
+  MOH_CHECK(options.processes == 0 || !(is_vit_folder(options.model) || models::is_vit_preset(options.model) ||
+                                        is_dit_folder(options.model) || models::is_dit_preset(options.model) ||
+                                        is_dit_checkpoint(options.model)),
+            "[inspect] --processes is for language models");
   if (is_vit_folder(options.model) || models::is_vit_preset(options.model)) {
     return inspect_vit(context, options.model, options.data, options.html);
   }
@@ -78,6 +91,19 @@ int inspect(const Context& context, const Options& options) {
   line["attention_share"] = cost.attention_share;
   line["kv_bytes_per_token"] = cost.kv_bytes_per_token;
   line["config"] = models::llama_config_json(config);
+
+  std::vector<std::pair<std::string, std::int64_t>> memory;
+  if (options.processes > 0) {
+    std::int64_t total = 0;
+    memory = memory_of(config, static_cast<std::int64_t>(cost.parameters), options.processes);
+    for (const auto& [name, bytes] : memory) {
+      line["training_memory"][name] = bytes;
+      total += bytes;
+    }
+    memory.emplace_back("all", total);
+    line["training_memory"]["all"] = total;
+    line["training_memory"]["recomputed_layers_per_token"] = 4 * config.num_hidden_layers * config.hidden_size;
+  }
 
   std::optional<eval::HeadLoad> load;
   if (!options.data.empty()) {
@@ -110,6 +136,13 @@ int inspect(const Context& context, const Options& options) {
       {"KV cache a token", fmt::format("{} bytes", cost.kv_bytes_per_token)}};
   if (!context.json) {
     for (const auto& [name, value] : facts) context.say(fmt::format("{:<28} {}", name, value));
+    for (const auto& [name, bytes] : memory) {
+      context.say(fmt::format("{:<28} {:.2f} GB", "training: " + name, static_cast<double>(bytes) / 1e9));
+    }
+    if (!memory.empty()) {
+      context.say(fmt::format("{:<28} activations; with --recompute {} bytes a token and those of one layer",
+                              "training: besides", 4 * config.num_hidden_layers * config.hidden_size));
+    }
     if (config.moh) {
       for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
         std::string text = fmt::format("layer {:<3} {}", layer, config.heads_text(layer));
@@ -146,6 +179,8 @@ const Registered registered{
        app.add_option("--data", options->data, "measure the head load on this text or token file");
        app.add_option("--sequence", options->sequence, "tokens of context; 0: the model's");
        app.add_option("--max-windows", options->max_windows, "windows of --data at most");
+       app.add_option("--processes", options->processes, "memory of each of so many that train it; 0: not said")
+           ->check(CLI::Range(0, 1 << 16));
        options->heads.add_options(app, "--top-k,--moh-top-k");
        app.add_option("--html", options->html, "write a report");
        return [options, &context] { return inspect(context, *options); };

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/commands/training_kind.h"
+#include "cli/token_mix.h"
 #include "moh/io/files.h"
 #include "moh/ops/autocast.h"
 #include "moh/text/tokenizer.h"
@@ -103,7 +104,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
   }
 
   const std::int64_t vocabulary = model.config().vocab_size;
-  data::TokenStream stream = data::TokenStream::open(run.data, tokenizer.get(), vocabulary);
+  data::TokenMix mix = open_token_mix(run.data, tokenizer.get(), vocabulary);
   std::optional<data::TokenStream> valid;
   if (!run.valid.empty()) valid = data::TokenStream::open(run.valid, tokenizer.get(), vocabulary);
   std::optional<models::Llama> teacher;
@@ -114,7 +115,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
   }
 
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} training tokens", model.num_parameters(),
-                          100 * model.config().activated_share(), stream.size()));
+                          100 * model.config().activated_share(), mix.size()));
   train::LanguageTaskOptions task_options;
   task_options.sequence = config.sequence;
   task_options.seed = static_cast<std::uint64_t>(config.seed);
@@ -123,9 +124,12 @@ int train(const Context& context, const Options& options, bool from_preset) {
   task_options.distill_hidden = run.distill_hidden;
   task_options.random_share_min = run.random_share_min;
   task_options.random_share_max = run.random_share_max;
+  task_options.documents = run.documents;
+  task_options.recompute = config.recompute;
+  task_options.loss_rows = run.loss_rows;
   task_options.valid_windows = run.valid_windows;
   (from_preset ? task_options.tokenizer : task_options.companions) = tokenizer_folder;
-  train::LanguageTask task(std::move(model), std::move(stream), std::move(valid), std::move(teacher), task_options);
+  train::LanguageTask task(std::move(model), std::move(mix), std::move(valid), std::move(teacher), task_options);
 
   return run_training(context, from_preset ? "train" : "tune", config, task, run.out, checkpoint, to_json(run),
                       models::llama_config_json(task.model().config()));

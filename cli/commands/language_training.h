@@ -15,14 +15,17 @@ struct LanguageRun {
   std::string data, valid, out, tokenizer, distill;
   double distill_weight = 1.0, distill_hidden = 0.0, activated = 0.0;
   double random_share_min = 0.0, random_share_max = 1.0;
-  std::int64_t valid_windows = 0;
+  bool documents = false;
+  std::int64_t valid_windows = 0, loss_rows = 0;
 
   // What run.json holds, so that a resumed run needs no flag again.
   template <class V>
   void fields(V& visit) {
     visit("preset", preset, "configuration of a new model, see `moh info`");
     visit("model", model, "model folder");
-    visit("data", data, "text file, folder of *.txt, or .npy/.bin token ids");
+    visit(
+        "data", data,
+        "text file, folder of *.txt, .npy/.bin token ids, a folder that `moh data tokenize` made, or a mix.toml of such");
     visit("valid", valid, "validation data of the same kinds");
     visit("out", out, "training folder");
     visit("tokenizer", tokenizer, "folder with tokenizer.model; without one, text is read as bytes");
@@ -36,6 +39,9 @@ struct LanguageRun {
         "shares; 0: the model's own share throughout");
     visit("random_share_max", random_share_max, "the largest of these shares");
     visit("activated", activated, "share of heads active, for a moh- preset (default 0.75)");
+    visit("documents", documents, "attention stops where a document begins; for data of `moh data tokenize`");
+    visit("loss_rows", loss_rows,
+          "tokens whose logits are in memory at a time, each computed twice; 0: those of all, once");
     visit("valid_windows", valid_windows, "validation windows; 0: all");
   }
 };

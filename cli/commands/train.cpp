@@ -3,6 +3,7 @@
 
 #include "cli/commands/language_training.h"
 #include "cli/commands/training_kind.h"
+#include "cli/processes.h"
 #include "moh/io/files.h"
 
 namespace moh::cli {
@@ -34,7 +35,7 @@ Run setup(CLI::App& app, Context& context) {
   const Run language = setup_language_training(app, context, /*from_preset=*/true);
   std::vector<Run> runs;
   for (const TrainingKind& kind : training_kinds()) runs.push_back(kind.setup(app, context));
-  return [&app, language, runs] {
+  return with_processes(app, context, [&app, language, runs] {
     const std::string preset = preset_of(app);
     const auto& kinds = training_kinds();
     Run chosen = language;
@@ -46,7 +47,7 @@ Run setup(CLI::App& app, Context& context) {
       }
     }
     return chosen();
-  };
+  });
 }
 
 const Registered registered{{"train", "train a new model from scratch", setup}};

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "cli/processes.h"
 #include "cli/progress.h"
 #include "moh/io/checkpoint.h"
 #include "moh/io/files.h"
@@ -73,7 +74,15 @@ std::string open_training(const Context& context, bool resume, const std::string
               " is damaged: `run` or `train` is missing");
     run = saved["run"];
     from_json(saved["train"], config, record);
-    checkpoint = train::newest_checkpoint(out);
+    const auto newest = [&] {
+      std::vector<std::string> incomplete;
+      const std::string found = train::newest_checkpoint(out, &incomplete);
+      MOH_CHECK(!found.empty() || incomplete.empty(), "[train] no checkpoint of ", out, " is whole; the newest, ",
+                incomplete.empty() ? "" : incomplete.front(), "; begin anew with another --out");
+      for (const std::string& why : incomplete) context.say("passed over an incomplete checkpoint, " + why);
+      return found;
+    };
+    checkpoint = group().from_first(newest, "newest checkpoint");
   } else {
     MOH_CHECK(!fs::exists(out + "/checkpoints"), "[train] ", out,
               " holds a training run already; use --resume to go on, or another --out");
@@ -102,7 +111,8 @@ int run_training(const Context& context, const char* command, train::TrainConfig
                               [&](std::int64_t step, std::int64_t steps, double rate) {
                                 progress.update(static_cast<double>(step) / static_cast<double>(steps),
                                                 format_rate(rate, task.unit()) + "  " + last_line);
-                              }});
+                              }},
+                         group());
   if (!checkpoint.empty()) {
     trainer.resume(checkpoint);
     context.say("resumed from " + checkpoint);
@@ -110,10 +120,12 @@ int run_training(const Context& context, const char* command, train::TrainConfig
   Json record = Json::object();
   record["run"] = run;
   record["train"] = to_json(config);
-  io::save_json(out + "/config.json", model);  // first: who finds run.json finds both
-  io::save_json(out + "/run.json", record);
+  if (group().rank() == 0) {
+    io::save_json(out + "/config.json", model);  // first: who finds run.json finds both
+    io::save_json(out + "/run.json", record);
+  }
   const bool done = trainer.run(interrupted);
-  progress.finish();
+  if (group().rank() == 0) progress.finish();
   if (!done) {
     context.say(fmt::format("interrupted; saved {}; go on with `moh {} --resume --out {}`",
                             train::newest_checkpoint(out), command, out));

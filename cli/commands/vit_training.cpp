@@ -89,6 +89,7 @@ int train_vit(const CLI::App& app, const Context& context) {
                           folder.classes.size()));
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.autocast = ops::autocast_type(config.dtype);
+  options.recompute = config.recompute;
   options.workers = static_cast<int>(run.workers);
   options.valid_images = run.valid_images;
   // Drop path draws from the default generator, whose state a checkpoint keeps.

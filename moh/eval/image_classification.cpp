@@ -93,7 +93,8 @@ ClassificationResult classify_folder(const models::Vit& model, const data::Image
   const std::int64_t pixels = 3 * format.size * format.size, batches = (wanted + options.batch - 1) / options.batch;
 
   data::OrderedLoader<Batch> loader(
-      [&](std::int64_t number) {
+      [&](std::int64_t turn) {
+        const std::int64_t number = turn * options.parts + options.part;
         Batch batch;
         for (std::int64_t i = number * options.batch; i < std::min((number + 1) * options.batch, wanted); ++i) {
           const auto& item = folder.items[i * all / wanted];
@@ -113,7 +114,7 @@ ClassificationResult classify_folder(const models::Vit& model, const data::Image
   const c10::NoGradGuard no_grad;
   ClassificationResult result;
   Totals totals;
-  for (std::int64_t number = 0; number < batches; ++number) {
+  for (std::int64_t number = options.part; number < batches; number += options.parts) {
     Batch batch = loader.take();
     result.skipped.insert(result.skipped.end(), batch.skipped.begin(), batch.skipped.end());
     const auto count = static_cast<std::int64_t>(batch.labels.size());
@@ -132,6 +133,16 @@ ClassificationResult classify_folder(const models::Vit& model, const data::Image
     totals.active += active_share(output) * static_cast<double>(count);
     add_head_load(output, labels, config.num_classes, totals, result.head_load_layer);
     result.images += count;
+  }
+  if (options.parts > 1) {
+    std::vector<double> sums = {totals.top1, totals.top5, totals.loss, totals.active,
+                                static_cast<double>(result.images)};
+    options.sum(sums);
+    totals.top1 = sums[0];
+    totals.top5 = sums[1];
+    totals.loss = sums[2];
+    totals.active = sums[3];
+    result.images = static_cast<std::int64_t>(sums[4]);
   }
   MOH_CHECK(result.images > 0, "[eval] none of the ", wanted, " pictures of ", folder.root,
             " could be read; first: ", result.skipped.empty() ? "" : result.skipped[0]);

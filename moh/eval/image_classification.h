@@ -29,6 +29,10 @@ struct ClassificationOptions {
   std::int64_t max_images = 0;  // spread over the folder; 0: all
   int workers = 2;              // threads that decode
   std::optional<at::ScalarType> autocast;
+  // Several processes may do a part each: this is number `part`, and `sum` adds numbers up over all of them. The result
+  // is that of all but for skipped and head_load, which are this part's.
+  int part = 0, parts = 1;
+  std::function<void(std::vector<double>&)> sum = {};
 };
 
 struct ClassificationResult {

@@ -46,14 +46,24 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
     active += active_share(output) * static_cast<double>(targets.size(0));
     result.tokens += targets.size(0);
   };
+  std::int64_t number = 0;
+  const auto is_ours = [&] { return number++ % options.parts == options.part; };
   for (std::int64_t window = 0; window < full; window += options.batch) {
+    if (!is_ours()) continue;
     std::vector<std::int64_t> starts;
     for (std::int64_t i = window; i < std::min(full, window + options.batch); ++i) starts.push_back(i * sequence);
     run(starts, sequence);
     if (progress) progress(static_cast<double>(result.tokens) / static_cast<double>(full * sequence + rest));
   }
-  if (rest > 0) run({full * sequence}, rest);
+  if (rest > 0 && is_ours()) run({full * sequence}, rest);
   if (progress) progress(1.0);
+  if (options.parts > 1) {
+    std::vector<double> sums = {loss, active, static_cast<double>(result.tokens)};
+    options.sum(sums);
+    loss = sums[0];
+    active = sums[1];
+    result.tokens = static_cast<std::int64_t>(sums[2]);
+  }
   result.nll = loss / static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.nll);
   result.active_heads = active / static_cast<double>(result.tokens);

@@ -21,6 +21,9 @@ struct PerplexityOptions {
   std::int64_t batch = 8;        // windows at a time
   std::int64_t max_windows = 0;  // 0: all
   std::optional<at::ScalarType> autocast = {};
+  // Several processes may do a part each: this is number `part`, and `sum` adds numbers up over all of them.
+  int part = 0, parts = 1;
+  std::function<void(std::vector<double>&)> sum = {};
 };
 
 // `progress` hears of the share done, 0 to 1. The last window may be shorter. Errors: a stream of fewer than two

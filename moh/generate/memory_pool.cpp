@@ -41,7 +41,7 @@ class PoolAllocator : public c10::Allocator {
     const std::lock_guard lock(mutex_);
     MOH_CHECK(!open_, "[memory_pool] there is one already");
     open_ = true;
-    blocks_ = bytes_ = 0;
+    blocks_ = 0;
   }
   void close() {
     const std::lock_guard lock(mutex_);
@@ -54,10 +54,6 @@ class PoolAllocator : public c10::Allocator {
   std::int64_t blocks() const {
     const std::lock_guard lock(mutex_);
     return blocks_;
-  }
-  std::int64_t bytes() const {
-    const std::lock_guard lock(mutex_);
-    return bytes_;
   }
 
  private:
@@ -87,13 +83,12 @@ class PoolAllocator : public c10::Allocator {
     if (memory == nullptr) throw std::bad_alloc();
     auto* header = new (memory) Header{bytes};
     ++blocks_;
-    bytes_ += static_cast<std::int64_t>(bytes);
     return header + 1;
   }
 
   mutable std::mutex mutex_;
   bool open_ = false;
-  std::int64_t blocks_ = 0, bytes_ = 0;
+  std::int64_t blocks_ = 0;
   std::unordered_map<std::size_t, std::vector<void*>> free_;
 };
 

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "moh/base/error.h"
+#include "moh/layers/recompute.h"
 
 namespace moh::models {
 namespace {
@@ -198,7 +199,42 @@ Tensor Dit::embed_labels(const Tensor& y) const {
   return at::embedding(labels_, y);
 }
 
-DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y, bool balance_loss) const {
+Tensor Dit::run_block(const Block& block, const Tensor& tokens, const Tensor& condition, ops::Routing& routing,
+                      Tensor* loss) const {
+  const std::vector<Tensor> m = block.modulation(condition).chunk(6, -1);
+  auto attended = layers::moh_layer(block.attention, block.setting, modulated_norm(tokens, m[0], m[1]),
+                                    {.balance_loss = loss != nullptr},
+                                    [](layers::ProjectedHeads heads, const layers::Gates& gates) {
+                                      return layers::attend_to(heads.query, heads.key, heads.value, gates, {});
+                                    });
+  routing = std::move(attended.routing);
+  if (loss != nullptr) *loss = attended.load_balance_loss;
+  const Tensor middle = added(tokens, m[2], attended.y);
+  const Tensor hidden = block.fc1(modulated_norm(middle, m[3], m[4]), ops::Activation::kGeluTanh);
+  return added(middle, m[5], block.fc2(hidden));
+}
+
+// The routing comes out of the segment, whose probabilities the load-balance loss is computed from outside: once.
+Tensor Dit::recomputed_block(std::size_t index, const Tensor& tokens, const Tensor& condition, ops::Routing& routing,
+                             Tensor* loss) const {
+  const Block& block = blocks_[index];
+  const bool routes = block.router != nullptr;
+  const auto segment = [this, &block](const std::vector<Tensor>& inputs) -> std::vector<Tensor> {
+    ops::Routing inside;
+    Tensor after = run_block(block, inputs[0], inputs[1], inside, nullptr);
+    if (block.router == nullptr) return {after};
+    return {after, inside.probabilities, inside.gates.detach(), inside.indices};
+  };
+  const auto parameters = parameters_.under("blocks." + std::to_string(index) + ".");
+  auto results = layers::recomputed(segment, {tokens, condition}, parameters, routes ? 2 : 1);
+  if (routes) {
+    routing = {results[2], results[3], results[1]};
+    if (loss != nullptr) *loss = block.router->balance_loss(block.setting, routing);
+  }
+  return results[0];
+}
+
+DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y, bool balance_loss, bool recompute) const {
   const std::int64_t patch = config_.patch_size;
   MOH_CHECK(x.dim() == 4 && x.size(1) == config_.in_channels, "[dit] x must be [N, ", config_.in_channels,
             ", H, W], got ", x.sizes());
@@ -211,18 +247,14 @@ DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y, bool b
   DitOutput output;
   Tensor tokens = embed_patches(x) + positions(rows, columns);
   const Tensor condition = at::silu(embed_timesteps(t) + embed_labels(y));
-  for (const Block& block : blocks_) {
-    const std::vector<Tensor> m = block.modulation(condition).chunk(6, -1);
-    const auto attended =
-        layers::moh_layer(block.attention, block.setting, modulated_norm(tokens, m[0], m[1]),
-                          {.balance_loss = balance_loss}, [](layers::ProjectedHeads heads, const layers::Gates& gates) {
-                            return layers::attend_to(heads.query, heads.key, heads.value, gates, {});
-                          });
-    tokens = added(tokens, m[2], attended.y);
-    const Tensor hidden = block.fc1(modulated_norm(tokens, m[3], m[4]), ops::Activation::kGeluTanh);
-    tokens = added(tokens, m[5], block.fc2(hidden));
-    if (config_.moh) output.routing.push_back(attended.routing);
-    if (attended.load_balance_loss.defined()) output.balance_losses.push_back(attended.load_balance_loss);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    ops::Routing routing;
+    Tensor loss;
+    Tensor* const wanted = balance_loss ? &loss : nullptr;
+    tokens = recompute ? recomputed_block(i, tokens, condition, routing, wanted)
+                       : run_block(blocks_[i], tokens, condition, routing, wanted);
+    if (config_.moh) output.routing.push_back(std::move(routing));
+    if (loss.defined()) output.balance_losses.push_back(loss);
   }
   if (!output.balance_losses.empty()) output.load_balance_loss = at::stack(output.balance_losses).mean();
 

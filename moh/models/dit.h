@@ -47,8 +47,10 @@ class Dit {
   static Dit initialize(const DitConfig& config, std::uint64_t seed);
 
   // x [N, in, H, W] of any size that the patch divides; t [N] 1000-step indices; y [N] classes, num_classes: none.
-  // balance_loss: wanted, training alone needs it. Errors: wrong shapes, a label out of range.
-  DitOutput forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& y, bool balance_loss = false) const;
+  // balance_loss: wanted, training alone needs it. recompute: blocks keep their inputs alone for the backward pass.
+  // Errors: wrong shapes, a label out of range.
+  DitOutput forward(const at::Tensor& x, const at::Tensor& t, const at::Tensor& y, bool balance_loss = false,
+                    bool recompute = false) const;
   at::Tensor embed_patches(const at::Tensor& x) const;  // [N, T, C] without positions
   at::Tensor embed_timesteps(const at::Tensor& t) const;
   at::Tensor embed_labels(const at::Tensor& y) const;
@@ -69,6 +71,11 @@ class Dit {
     layers::Linear fc1, fc2, modulation;
   };
   void bind();
+  // tokens [N, T, C] after a block. Puts the routing into `routing` and, if wanted, the load-balance loss into `loss`.
+  at::Tensor run_block(const Block& block, const at::Tensor& tokens, const at::Tensor& condition, ops::Routing& routing,
+                       at::Tensor* loss) const;
+  at::Tensor recomputed_block(std::size_t index, const at::Tensor& tokens, const at::Tensor& condition,
+                              ops::Routing& routing, at::Tensor* loss) const;
   at::Tensor positions(std::int64_t rows, std::int64_t columns) const;
 
   DitConfig config_;

@@ -7,6 +7,7 @@
 
 #include "moh/base/error.h"
 #include "moh/io/model_folder.h"
+#include "moh/layers/recompute.h"
 #include "moh/layers/rope.h"
 #include "moh/models/llama_routing.h"
 #include "moh/ops/head_attention.h"
@@ -301,11 +302,10 @@ Tensor Llama::attend(std::int64_t index, layers::ProjectedHeads heads, const lay
   return layers::attend_to(query, key, value, gates, variant);
 }
 
-Tensor Llama::attention(std::int64_t index, const Tensor& x, Pass& pass, LlamaOutput& output) const {
+Tensor Llama::attention(std::int64_t index, const layers::RouterSetting& setting, const Tensor& x, Pass& pass,
+                        LlamaOutput& output) const {
   const Layer& layer = layers_[index];
   const LlamaInput& input = pass.input;
-  const auto setting =
-      config_.moh ? router_setting(config_, index, layer.order ? &*layer.order : nullptr) : layers::RouterSetting();
   auto attended = layers::moh_layer(
       layer.attention, setting, x,
       {.balance_loss = input.balance_loss, .leaf_gates = input.leaf_gates, .keep_query = input.keep_router_inputs},
@@ -318,6 +318,60 @@ Tensor Llama::attention(std::int64_t index, const Tensor& x, Pass& pass, LlamaOu
   if (attended.load_balance_loss.defined()) pass.balance_losses.push_back(attended.load_balance_loss);
   if (config_.moh) output.routing.push_back(std::move(attended.routing));
   return attended.y;
+}
+
+Tensor Llama::run_layer(std::int64_t index, const layers::RouterSetting& setting, const Tensor& hidden, Pass& pass,
+                        LlamaOutput& output, bool heads_only) const {
+  const Layer& layer = layers_[index];
+  const auto normed = [&](const Tensor& x, const optional<Tensor>& weight) {
+    return weight ? rms_norm(x, *weight, config_) : x;
+  };
+  const auto added = [&](const Tensor& to, const Tensor& branch) {
+    return config_.residual_multiplier == 1 ? to + branch : to + branch * config_.residual_multiplier;
+  };
+  const Tensor attended = attention(index, setting, normed(hidden, layer.before_attention), pass, output);
+  if (heads_only) return attended;
+  const Tensor middle = added(hidden, normed(attended, layer.after_attention));
+  const Tensor x = normed(middle, layer.before_mlp);
+  return added(middle, normed(layer.down(activate(layer.gate(x), config_.activation) * layer.up(x)), layer.after_mlp));
+}
+
+// The routing comes out of the segment, whose probabilities the load-balance loss is computed from outside: once.
+Tensor Llama::recomputed_layer(std::int64_t index, const layers::RouterSetting& setting, const Tensor& hidden,
+                               Pass& pass, LlamaOutput& output) const {
+  struct Kept {  // until the backward pass
+    LlamaInput input;
+    Pass pass;
+    layers::RouterSetting setting;
+    Json own;
+    Kept(const LlamaInput& in, const Pass& of, const layers::RouterSetting& with)
+        : input(in), pass{input, of.rope, of.local_rope, of.bias, {}}, setting(with) {
+      input.balance_loss = false;
+      if (with.own == nullptr) return;
+      own = *with.own;  // which the next call may change
+      setting.own = &own;
+    }
+  };
+  const auto kept = std::make_shared<Kept>(pass.input, pass, setting);
+  const auto segment = [this, index, kept](const std::vector<Tensor>& inputs) -> std::vector<Tensor> {
+    LlamaOutput inside;
+    Tensor after = run_layer(index, kept->setting, inputs[0], kept->pass, inside);
+    if (layers_[index].router == nullptr) return {after};
+    const ops::Routing& routing = inside.routing[0];
+    return {after, routing.probabilities, routing.gates.detach(), routing.indices};
+  };
+  const bool routes = layers_[index].router != nullptr;
+  auto results = layers::recomputed(segment, {hidden}, parameters_.under(layer_prefix(index)), routes ? 2 : 1);
+  ops::Routing routing;
+  if (routes) {
+    routing = {results[2], results[3], results[1]};
+    if (pass.input.balance_loss) {
+      const Tensor loss = layers_[index].router->balance_loss(setting, routing);
+      if (loss.defined()) pass.balance_losses.push_back(loss);
+    }
+  }
+  if (config_.moh) output.routing.push_back(std::move(routing));
+  return results[0];
 }
 
 Tensor Llama::embed(const Tensor& ids) const {
@@ -335,6 +389,14 @@ Tensor Llama::logits(const Tensor& hidden) const {
   if (config_.logits_divisor != 1) logits = logits / config_.logits_divisor;
   if (const double cap = config_.logits_soft_cap; cap > 0) logits = at::tanh(logits / cap) * cap;
   return logits;
+}
+
+std::vector<Tensor> Llama::head_parameters() const {
+  std::vector<Tensor> found;
+  for (const char* name : {"lm_head.weight", "lm_head.bias"}) {
+    if (const auto tensor = parameters_.find(name)) found.push_back(*tensor);
+  }
+  return found;
 }
 
 LlamaOutput Llama::forward(const LlamaInput& input) const {
@@ -362,23 +424,32 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
                     .unsqueeze(1);
   }
 
-  const auto normed = [&](const Tensor& x, const optional<Tensor>& weight) {
-    return weight ? rms_norm(x, *weight, config_) : x;
-  };
-  const auto added = [&](const Tensor& to, const Tensor& branch) {
-    return config_.residual_multiplier == 1 ? to + branch : to + branch * config_.residual_multiplier;
-  };
+  if (input.documents.defined()) {
+    MOH_CHECK(input.documents.sizes() == at::IntArrayRef({batch, tokens}) && past == 0,
+              "[llama] documents must be [B, T] = [", batch, ", ", tokens, "] without a cache, got ",
+              input.documents.sizes());
+    const Tensor other = input.documents.unsqueeze(2).ne(input.documents.unsqueeze(1));  // [B, T, S]
+    const Tensor bias =
+        at::zeros(other.sizes(), options).masked_fill(other, -std::numeric_limits<double>::infinity()).unsqueeze(1);
+    pass.bias = pass.bias ? *pass.bias + bias : bias;
+  }
   const std::int64_t first = input.layers ? input.layers->first : 0;
   const std::int64_t end = input.layers ? first + input.layers->count : config_.num_hidden_layers;
+  MOH_CHECK(!input.recompute || (!input.layers && input.cache == nullptr && input.paged == nullptr &&
+                                 !input.keep_heads && !input.keep_router_inputs && !input.leaf_gates),
+            "[llama] recomputation is for training alone");
   for (std::int64_t i = first; i < end; ++i) {
     const Layer& layer = layers_[i];
+    const auto setting =
+        config_.moh ? router_setting(config_, i, layer.order ? &*layer.order : nullptr) : layers::RouterSetting();
     if (input.keep_hidden) output.hidden.push_back(hidden);
-    const Tensor attended = attention(i, normed(hidden, layer.before_attention), pass, output);
-    if (input.layers && input.layers->heads_only && i + 1 == end) return output;
-    hidden = added(hidden, normed(attended, layer.after_attention));
-    const Tensor x = normed(hidden, layer.before_mlp);
-    hidden =
-        added(hidden, normed(layer.down(activate(layer.gate(x), config_.activation) * layer.up(x)), layer.after_mlp));
+    if (input.recompute) {
+      hidden = recomputed_layer(i, setting, hidden, pass, output);
+      continue;
+    }
+    const bool heads_only = input.layers && input.layers->heads_only && i + 1 == end;
+    hidden = run_layer(i, setting, hidden, pass, output, heads_only);
+    if (heads_only) return output;
   }
   if (input.layers) {
     output.range_hidden = hidden;
@@ -386,9 +457,11 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
   }
   if (input.cache != nullptr) input.cache->length += tokens;
   output.last_hidden = final_norm(hidden);
-  output.logits = logits(input.logit_rows.defined() ? output.last_hidden.index_select(1, input.logit_rows)
-                         : input.last_only          ? output.last_hidden.narrow(1, tokens - 1, 1)
-                                                    : output.last_hidden);
+  if (!input.no_logits) {
+    output.logits = logits(input.logit_rows.defined() ? output.last_hidden.index_select(1, input.logit_rows)
+                           : input.last_only          ? output.last_hidden.narrow(1, tokens - 1, 1)
+                                                      : output.last_hidden);
+  }
   if (!pass.balance_losses.empty()) output.load_balance_loss = at::stack(pass.balance_losses).mean();
   return output;
 }

@@ -54,7 +54,10 @@ struct LlamaInput {
   bool keep_router_inputs = false;                // record what the routers see
   bool keep_heads = false;                        // record the heads' outputs
   bool leaf_gates = false;                        // gates are leaves: their gradient is theirs alone, not the router's
+  at::Tensor documents = {};                      // [B, T]: a token sees those of its own number alone; no cache
   bool balance_loss = false;                      // wanted: training alone needs it
+  bool recompute = false;                         // layers keep their inputs alone for the backward pass
+  bool no_logits = false;                         // last_hidden is all that is wanted
 };
 
 struct RouterInput {
@@ -99,6 +102,7 @@ class Llama {
   const LlamaConfig& config() const { return config_; }
   LlamaConfig& mutable_config() { return config_; }
   const io::NamedTensors& parameters() const { return parameters_.tensors(); }
+  std::vector<at::Tensor> head_parameters() const;  // what logits() computes with
   std::vector<bool> decays() const { return parameters_.decays(); }
   std::int64_t num_parameters() const { return parameters_.count(); }
   at::Device device() const { return parameters_.device(); }
@@ -128,7 +132,13 @@ class Llama {
   // The heads' outputs from their projections: positions, cache, attention.
   at::Tensor attend(std::int64_t index, layers::ProjectedHeads heads, const layers::Gates& gates,
                     const Pass& pass) const;
-  at::Tensor attention(std::int64_t index, const at::Tensor& x, Pass& pass, LlamaOutput& output) const;
+  at::Tensor attention(std::int64_t index, const layers::RouterSetting& setting, const at::Tensor& x, Pass& pass,
+                       LlamaOutput& output) const;
+  // Hidden states after layer `index`; of its attention alone if `heads_only`.
+  at::Tensor run_layer(std::int64_t index, const layers::RouterSetting& setting, const at::Tensor& hidden, Pass& pass,
+                       LlamaOutput& output, bool heads_only = false) const;
+  at::Tensor recomputed_layer(std::int64_t index, const layers::RouterSetting& setting, const at::Tensor& hidden,
+                              Pass& pass, LlamaOutput& output) const;
 
   LlamaConfig config_;
   Parameters parameters_;

@@ -86,6 +86,14 @@ layers::Linear Parameters::linear(const std::string& name, layers::Product produ
   return layers::Linear((*this)[name + ".weight"], find(name + ".bias"), product);
 }
 
+std::vector<at::Tensor> Parameters::under(const std::string& prefix) const {
+  std::vector<at::Tensor> found;
+  for (const auto& [name, tensor] : tensors_) {
+    if (name.starts_with(prefix)) found.push_back(tensor);
+  }
+  return found;
+}
+
 std::vector<bool> Parameters::decays() const {
   std::vector<bool> decays;
   for (const ParameterSpec& spec : specs_) decays.push_back(spec.decays);

@@ -60,7 +60,8 @@ class Parameters {
   layers::Linear linear(const std::string& name, layers::Product product = layers::Product::kFastest) const;
 
   const io::NamedTensors& tensors() const { return tensors_; }
-  std::vector<bool> decays() const;  // of each tensor
+  std::vector<at::Tensor> under(const std::string& prefix) const;  // those whose names begin so
+  std::vector<bool> decays() const;                                // of each tensor
   std::int64_t count() const;
   at::Device device() const { return tensors_.front().second.device(); }
   // After it a model binds its members anew.

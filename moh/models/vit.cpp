@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "moh/base/error.h"
+#include "moh/layers/recompute.h"
 #include "moh/ops/gated_convolution.h"
 
 namespace moh::models {
@@ -42,12 +43,18 @@ Tensor as_map(const Tensor& tokens, MapSize map) {
 // A map [B, C, height, width] as tokens [B, N, C]: no copy if its channels lie side by side.
 Tensor as_tokens(const Tensor& map) { return map.permute({0, 2, 3, 1}).flatten(1, 2); }
 
-Tensor drop_path(const Tensor& branch, double share, bool training) {
-  if (!training || share == 0) return branch;
+// What drop path leaves of a branch, as a factor [B, 1, 1]; undefined: everything.
+Tensor draw_kept(double share, const VitInput& input) {
+  if (!input.training || share == 0) return {};
   // Drawn on the CPU, whose generator's state a checkpoint keeps.
-  Tensor kept = at::empty({branch.size(0), 1, 1}, at::TensorOptions(at::kFloat)).bernoulli_(1 - share);
-  kept.div_(1 - share);
-  return branch * kept.to(branch.device()).to(branch.scalar_type());
+  const std::int64_t count = input.drawn.count > 0 ? input.drawn.count : input.images.size(0);
+  Tensor kept = at::empty({count, 1, 1}, at::TensorOptions(at::kFloat)).bernoulli_(1 - share);
+  if (input.drawn.count > 0) kept = kept.index_select(0, input.drawn.places);
+  return kept.div_(1 - share).to(input.images.device());
+}
+
+Tensor drop_path(const Tensor& branch, const Tensor& kept) {
+  return kept.defined() ? branch * kept.to(branch.scalar_type()) : branch;
 }
 
 // x + branch; in place where no gradient needs the old x.
@@ -180,20 +187,46 @@ layers::VitAttentionOptions Vit::attention_options(std::size_t stage) const {
   return options;
 }
 
-Tensor Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSize map, const VitInput& input,
-                   VitOutput& output) const {
+layers::MohLayerOutput Vit::attend(std::size_t stage, const Block& block, const Tensor& x, MapSize map,
+                                   bool balance_loss) const {
   layers::VitAttentionOptions options = attention_options(stage);
-  options.balance_loss = input.training;
+  options.balance_loss = balance_loss;
   const layers::VitPlace& where = place(stage, map);
-  auto attended = layers::vit_attention(x, block.attention, where, position_bias(block, where), options);
-  if (attended.load_balance_loss.defined()) output.layer_losses.push_back(attended.load_balance_loss);
-  output.layers.push_back({block.name + ".attn", std::move(attended.routing)});
-  return attended.y;
+  return layers::vit_attention(x, block.attention, where, position_bias(block, where), options);
 }
 
 // The gated MLP: GELU(depthwise convolution of one half) times the other half.
 Tensor Vit::mlp(const Block& block, const Tensor& x, MapSize map) const {
   return block.fc2(ops::gated_convolution(block.fc1(x), block.conv_weight, block.conv_bias, map.height, map.width));
+}
+
+Tensor Vit::run_block(std::size_t stage, const Block& block, const Tensor& x, MapSize map,
+                      const std::vector<Tensor>& kept, ops::Routing& routing, Tensor* loss) const {
+  auto attended =
+      attend(stage, block, layer_norm(x, block.norm1_weight, block.norm1_bias, kBlockEps), map, loss != nullptr);
+  routing = std::move(attended.routing);
+  if (loss != nullptr) *loss = attended.load_balance_loss;
+  const Tensor middle = added(x, drop_path(attended.y, kept[0]));
+  const Tensor mixed = mlp(block, layer_norm(middle, block.norm2_weight, block.norm2_bias, kBlockEps), map);
+  return added(middle, drop_path(mixed, kept[1]));
+}
+
+// The routing comes out of the segment, whose probabilities the load-balance loss is computed from outside: once.
+Tensor Vit::recomputed_block(std::size_t stage, const Block& block, const Tensor& x, MapSize map,
+                             const std::vector<Tensor>& kept, ops::Routing& routing, Tensor* loss) const {
+  const bool routes = block.attention.router != nullptr;
+  const auto segment = [this, stage, &block, map, kept](const std::vector<Tensor>& inputs) -> std::vector<Tensor> {
+    ops::Routing inside;
+    Tensor after = run_block(stage, block, inputs[0], map, kept, inside, nullptr);
+    if (block.attention.router == nullptr) return {after};
+    return {after, inside.probabilities, inside.gates.detach(), inside.indices};
+  };
+  auto results = layers::recomputed(segment, {x}, parameters_.under(block.name + "."), routes ? 2 : 1);
+  if (routes) {
+    routing = {results[2], results[3], results[1]};
+    if (loss != nullptr) *loss = block.attention.router->balance_loss(attention_options(stage).setting, routing);
+  }
+  return results[0];
 }
 
 VitOutput Vit::forward(const VitInput& input) const {
@@ -213,11 +246,14 @@ VitOutput Vit::forward(const VitInput& input) const {
     const MapSize map{x.size(2), x.size(3)};
     x = layer_norm(as_tokens(x), stage.patch_norm_weight, stage.patch_norm_bias, kPatchEps);
     for (const Block& block : stage.blocks) {
-      const Tensor attended =
-          attend(i, block, layer_norm(x, block.norm1_weight, block.norm1_bias, kBlockEps), map, input, output);
-      x = added(x, drop_path(attended, block.drop_path, input.training));
-      const Tensor mixed = mlp(block, layer_norm(x, block.norm2_weight, block.norm2_bias, kBlockEps), map);
-      x = added(x, drop_path(mixed, block.drop_path, input.training));
+      const std::vector<Tensor> kept = {draw_kept(block.drop_path, input), draw_kept(block.drop_path, input)};
+      ops::Routing routing;
+      Tensor loss;
+      Tensor* const wanted = input.training ? &loss : nullptr;
+      x = input.recompute ? recomputed_block(i, block, x, map, kept, routing, wanted)
+                          : run_block(i, block, x, map, kept, routing, wanted);
+      if (loss.defined()) output.layer_losses.push_back(loss);
+      output.layers.push_back({block.name + ".attn", std::move(routing)});
     }
     x = layer_norm(x, stage.norm_weight, stage.norm_bias, kBlockEps);
     if (i < last) x = as_map(x, map);

@@ -22,6 +22,14 @@ namespace moh::models {
 struct VitInput {
   at::Tensor images;      // [B, 3, height, width], normalised; any size
   bool training = false;  // drop path, drawn from the default generator, and the load-balance losses
+  // Where the images are some of a batch's: drop path is drawn for all `count`, and these are number `places` [B] of
+  // them. So processes whose generators agree draw what one would that has the whole batch.
+  struct Drawn {
+    std::int64_t count = 0;  // 0: the images are all
+    at::Tensor places;
+  };
+  Drawn drawn = {};
+  bool recompute = false;  // blocks keep their inputs alone for the backward pass
 };
 
 struct VitOutput {
@@ -95,8 +103,14 @@ class Vit {
 
   void bind();
   at::Tensor position_bias(const Block& block, const layers::VitPlace& place) const;
-  at::Tensor attend(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
-                    const VitInput& input, VitOutput& output) const;
+  layers::MohLayerOutput attend(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
+                                bool balance_loss) const;
+  // x [B, N, C] after a block; `kept`: what drop path leaves of its two branches. Puts the routing into `routing` and,
+  // if wanted, the load-balance loss into `loss`.
+  at::Tensor run_block(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
+                       const std::vector<at::Tensor>& kept, ops::Routing& routing, at::Tensor* loss) const;
+  at::Tensor recomputed_block(std::size_t stage, const Block& block, const at::Tensor& x, layers::MapSize map,
+                              const std::vector<at::Tensor>& kept, ops::Routing& routing, at::Tensor* loss) const;
   at::Tensor mlp(const Block& block, const at::Tensor& x, layers::MapSize map) const;
 
   VitConfig config_;

@@ -254,6 +254,12 @@ double active_share(const std::vector<Tensor>& gates) {
   return all == 0 ? 1.0 : static_cast<double>(at::stack(counts).sum().item<std::int64_t>()) / all;
 }
 
+namespace {
+thread_local BalanceTerms* balance_terms = nullptr;
+}
+BalanceTerms::BalanceTerms() : before_(balance_terms) { balance_terms = this; }
+BalanceTerms::~BalanceTerms() { balance_terms = before_; }
+
 Tensor load_balance_loss(const Tensor& probabilities, const Tensor& indices, const std::string& form) {
   const bool authors = is_authors_form(form, "load_balance_loss");
   const std::int64_t num_routed = probabilities.size(-1);
@@ -261,8 +267,11 @@ Tensor load_balance_loss(const Tensor& probabilities, const Tensor& indices, con
             probabilities.sizes());
   const Tensor rows = probabilities.reshape({-1, num_routed});
   const Tensor load = selected_mask(rows.detach(), indices.reshape({-1, indices.size(-1)})).mean(0);
-  const Tensor loss = (rows.mean(0) * load).sum();
-  return authors ? loss * static_cast<double>(num_routed) : loss;
+  const Tensor probability = rows.mean(0);
+  const double scale = authors ? static_cast<double>(num_routed) : 1;
+  if (balance_terms != nullptr) balance_terms->terms_.push_back({probability, load, scale});
+  const Tensor loss = (probability * load).sum();
+  return authors ? loss * scale : loss;
 }
 
 TORCH_LIBRARY_FRAGMENT(moh, m) {

@@ -47,4 +47,25 @@ double active_share(const std::vector<at::Tensor>& gates);
 // gradient). form "paper": as is (section 3.3); form "authors": times E. A scalar.
 at::Tensor load_balance_loss(const at::Tensor& probabilities, const at::Tensor& indices, const std::string& form);
 
+// One such loss in its parts: scale * sum_i probability_i load_i, both [E].
+struct BalanceTerm {
+  at::Tensor probability, load;
+  double scale = 1;
+};
+// While one lives, every load_balance_loss of its thread leaves its parts here: P and f are means over tokens, so that
+// processes that share a batch can have those of all of it, which their losses do not tell.
+class BalanceTerms {
+ public:
+  BalanceTerms();
+  ~BalanceTerms();
+  BalanceTerms(const BalanceTerms&) = delete;
+  BalanceTerms& operator=(const BalanceTerms&) = delete;
+  const std::vector<BalanceTerm>& all() const { return terms_; }
+
+ private:
+  friend at::Tensor load_balance_loss(const at::Tensor&, const at::Tensor&, const std::string&);
+  std::vector<BalanceTerm> terms_;
+  BalanceTerms* before_;
+};
+
 }  // namespace moh::ops

@@ -10,6 +10,7 @@
 #include "moh/diffusion/gaussian.h"
 #include "moh/models/dit_folder.h"
 #include "moh/ops/autocast.h"
+#include "moh/train/shared_balance.h"
 
 namespace moh::train {
 
@@ -71,12 +72,13 @@ DitTask::Batch DitTask::batch(const data::PictureSource& source, const std::vect
           at::tensor(labels, integers).to(device)};
 }
 
-BatchLoss DitTask::loss_of(const Batch& batch) const {
+BatchLoss DitTask::loss_of(const Batch& batch, double share) const {
   const Tensor x_t = diffusion::add_noise(schedule_, batch.x_start, batch.t, batch.noise);
   models::DitOutput output;
+  const ops::BalanceTerms balance;
   {
     const ops::Autocast autocast(options_.autocast, model_.device().type());
-    output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels, /*balance_loss=*/true);
+    output = model_.forward(x_t, batch.t.to(model_.device()), batch.labels, /*balance_loss=*/true, options_.recompute);
   }
   const auto terms = diffusion::training_loss(
       schedule_, output.y, batch.x_start, x_t, batch.t, batch.noise,
@@ -84,19 +86,24 @@ BatchLoss DitTask::loss_of(const Batch& batch) const {
   BatchLoss loss;
   loss.objective = terms.loss.mean();
   loss.loss = loss.objective.item<double>();
+  if (share < 1) output.load_balance_loss = shared_balance_loss(balance, share, group());
   if (output.load_balance_loss.defined()) {
     loss.load_balance_loss = output.load_balance_loss.item<double>();
     loss.objective = loss.objective + output.load_balance_loss * model_.config().moh->beta;
   }
   loss.active_heads = active_share(output, model_.config());
   loss.items = batch.x_start.size(0);
+  loss.share = share;
   return loss;
 }
 
 BatchLoss DitTask::loss(std::int64_t position, std::int64_t count) {
+  const auto [first, end] = group().share(count);
+  MOH_CHECK(end > first, "[train] ", count, " pictures at a time are too few for ", group().size(), " processes");
   std::vector<std::int64_t> indices;
-  for (std::int64_t i = 0; i < count; ++i) indices.push_back(order_(position + i));
-  return loss_of(batch(*train_, indices, options_.seed, position, /*training=*/true));
+  for (std::int64_t i = first; i < end; ++i) indices.push_back(order_(position + i));
+  return loss_of(batch(*train_, indices, options_.seed, position + first, /*training=*/true),
+                 static_cast<double>(end - first) / static_cast<double>(count));
 }
 
 std::optional<Validation> DitTask::validate() {
@@ -107,15 +114,20 @@ std::optional<Validation> DitTask::validate() {
   Validation result;
   result.active_heads = 0;
   for (std::int64_t from = 0; from < count; from += options_.valid_batch) {
+    if (from / options_.valid_batch % group().size() != group().rank()) continue;
     std::vector<std::int64_t> indices;
     for (std::int64_t i = from; i < std::min(from + options_.valid_batch, count); ++i) {
       indices.push_back(i * valid_->size() / count);
     }
-    const BatchLoss loss = loss_of(batch(*valid_, indices, options_.seed + 1, from, /*training=*/false));
+    const BatchLoss loss = loss_of(batch(*valid_, indices, options_.seed + 1, from, /*training=*/false), /*share=*/1);
     const double share = static_cast<double>(indices.size()) / static_cast<double>(count);
     result.loss += loss.loss * share;
     result.active_heads += loss.active_heads * share;
   }
+  std::vector<double> sums = {result.loss, result.active_heads};
+  group().sum(sums, "validation");
+  result.loss = sums[0];
+  result.active_heads = sums[1];
   return result;
 }
 

@@ -19,6 +19,7 @@ namespace moh::train {
 struct DitTaskOptions {
   std::uint64_t seed = 0;
   std::optional<at::ScalarType> autocast;
+  bool recompute = false;              // see models::Dit::forward
   bool flip = true;                    // mirror half of the examples
   std::int64_t valid_examples = 1024;  // of the validation data
   std::int64_t valid_batch = 64;
@@ -48,7 +49,8 @@ class DitTask : public Task {
   };
   Batch batch(const data::PictureSource& source, const std::vector<std::int64_t>& indices, std::uint64_t seed,
               std::int64_t position, bool training) const;
-  BatchLoss loss_of(const Batch& batch) const;
+  // `share`: of the examples whose mean is wanted, the batch's.
+  BatchLoss loss_of(const Batch& batch, double share) const;
 
   models::Dit model_;
   std::shared_ptr<const data::PictureSource> train_, valid_;

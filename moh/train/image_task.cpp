@@ -12,6 +12,7 @@
 #include "moh/data/ordered_loader.h"
 #include "moh/data/random.h"
 #include "moh/ops/autocast.h"
+#include "moh/train/shared_balance.h"
 
 namespace moh::train {
 
@@ -26,6 +27,18 @@ struct Batch {
   std::vector<float> pictures, targets;
 };
 
+// This process's pictures of a batch of `count`, as places in it. Mixing pairs place i with place count - 1 - i, so
+// pairs are shared out: in the result, too, partners stand at the same distance from both ends.
+std::vector<std::int64_t> own_places(std::int64_t count, const distributed::Group& group) {
+  const auto [first, end] = group.share((count + 1) / 2);
+  std::vector<std::int64_t> places;
+  for (std::int64_t i = first; i < end; ++i) places.push_back(i);
+  for (std::int64_t i = end; i-- > first;) {
+    if (i < count - 1 - i) places.push_back(count - 1 - i);
+  }
+  return places;
+}
+
 }  // namespace
 
 // Batches made ahead by threads. Everything in a batch follows from its position alone.
@@ -34,8 +47,9 @@ struct ImageTask::Loader {
   const ImageTaskOptions& options;
   data::PictureFormat format;
   std::int64_t classes;
-  std::int64_t count = 0;   // pictures a batch
-  std::int64_t offset = 0;  // of batch 0: a run that was resumed with another batch size begins anywhere
+  std::int64_t count = 0;            // pictures a batch
+  std::vector<std::int64_t> places;  // of it, which this process makes
+  std::int64_t offset = 0;           // of batch 0: a run that was resumed with another batch size begins anywhere
   Clock::time_point since = Clock::now();
   double paused = 0;  // seconds of validation, during which nobody takes
 
@@ -87,10 +101,11 @@ struct ImageTask::Loader {
   Batch make(std::int64_t number) {
     const std::int64_t pixels = 3 * format.size * format.size;
     Batch batch;
-    batch.pictures.resize(static_cast<std::size_t>(count * pixels));
+    const auto own = static_cast<std::int64_t>(places.size());
+    batch.pictures.resize(static_cast<std::size_t>(own * pixels));
     std::vector<std::int64_t> labels;
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t position = offset + number * count + i;
+    for (std::int64_t i = 0; i < own; ++i) {
+      const std::int64_t position = offset + number * count + places[i];
       io::Image image;
       const std::int64_t picture = read(picture_at(position), image);
       data::Random random(options.seed + kPictureStream, static_cast<std::uint64_t>(position));
@@ -101,15 +116,16 @@ struct ImageTask::Loader {
     }
     data::Random random(options.seed + kMixStream, static_cast<std::uint64_t>(number));
     const data::Mix mix = data::draw_mix(options.augment, format.size, random);
-    data::mix_batch(batch.pictures.data(), count, format.size, mix);
+    data::mix_batch(batch.pictures.data(), own, format.size, mix);
     batch.targets = data::mixed_targets(labels, classes, mix, options.augment.label_smoothing);
     return batch;
   }
 
-  Batch take(std::int64_t position, std::int64_t wanted) {
+  Batch take(std::int64_t position, std::int64_t wanted, const std::vector<std::int64_t>& own) {
     if (!batches || count != wanted || offset != position % wanted || batches->next() != position / wanted) {
       batches.reset();
       count = wanted;
+      places = own;
       offset = position % wanted;
       batches = std::make_unique<data::OrderedLoader<Batch>>([this](std::int64_t number) { return make(number); },
                                                              position / wanted, options.workers, options.workers + 1);
@@ -148,23 +164,32 @@ std::vector<std::string> ImageTask::skipped() const {
 }
 
 BatchLoss ImageTask::loss(std::int64_t position, std::int64_t count) {
-  Batch batch = loader_->take(position, count);
+  const std::vector<std::int64_t> places = own_places(count, group());
+  const auto own = static_cast<std::int64_t>(places.size());
+  MOH_CHECK(own > 0, "[train] ", count, " pictures at a time are too few for ", group().size(),
+            " processes, each of which needs two");
+  Batch batch = loader_->take(position, count, places);
   // Copied: the backward pass reads both after `batch` is gone.
   const auto copied = [&](std::vector<float>& values, at::IntArrayRef shape) {
     return at::from_blob(values.data(), shape, at::kFloat).clone().to(model_.device());
   };
   const std::int64_t size = model_.config().image_size;
-  const Tensor images = copied(batch.pictures, {count, 3, size, size});
-  const Tensor targets = copied(batch.targets, {count, model_.config().num_classes});
+  const Tensor images = copied(batch.pictures, {own, 3, size, size});
+  const Tensor targets = copied(batch.targets, {own, model_.config().num_classes});
   const ops::Autocast autocast(options_.autocast, model_.device().type());
-  const auto output = model_.forward({.images = images, .training = true});
+  const ops::BalanceTerms terms;
+  models::VitInput input{.images = images, .training = true, .recompute = options_.recompute};
+  if (!group().alone()) input.drawn = {count, at::tensor(places, at::TensorOptions(at::kLong))};
+  auto output = model_.forward(input);
   const Tensor cross_entropy = -(targets * at::log_softmax(output.logits, -1, /*dtype=*/at::kFloat)).sum(-1).mean();
 
   BatchLoss result;
-  result.items = count;
+  result.items = own;
+  result.share = static_cast<double>(own) / static_cast<double>(count);
   result.loss = cross_entropy.item<double>();
   result.active_heads = eval::active_share(output);
   result.objective = cross_entropy;
+  if (!group().alone()) output.load_balance_loss = shared_balance_loss(terms, result.share, group());
   if (output.load_balance_loss.defined()) {
     result.load_balance_loss = output.load_balance_loss.item<double>();
     result.objective = result.objective + output.load_balance_loss * model_.config().moh->beta;
@@ -178,9 +203,14 @@ BatchLoss ImageTask::loss(std::int64_t position, std::int64_t count) {
 std::optional<Validation> ImageTask::validate() {
   if (!valid_) return std::nullopt;
   const auto start = Clock::now();
-  const auto result = eval::classify_folder(
-      model_, *valid_,
-      {.max_images = options_.valid_images, .workers = options_.workers, .autocast = options_.autocast});
+  const auto result =
+      eval::classify_folder(model_, *valid_,
+                            {.max_images = options_.valid_images,
+                             .workers = options_.workers,
+                             .autocast = options_.autocast,
+                             .part = group().rank(),
+                             .parts = group().size(),
+                             .sum = [&](std::vector<double>& values) { group().sum(values, "validation"); }});
   loader_->paused += std::chrono::duration<double>(Clock::now() - start).count();
   Validation validation;
   validation.loss = result.loss;

@@ -18,6 +18,7 @@ namespace moh::train {
 struct ImageTaskOptions {
   std::uint64_t seed = 0;
   std::optional<at::ScalarType> autocast;
+  bool recompute = false;  // see models::VitInput
   data::AugmentConfig augment;
   int workers = 2;                // threads that read and augment pictures
   std::int64_t valid_images = 0;  // of the validation folder, spread over it; 0: all

@@ -1,14 +1,14 @@
 #include "moh/train/optimizer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/GradMode.h>
 
-#include <unordered_map>
-
 #include "moh/base/error.h"
+#include "moh/train/optimizer_state.h"
+#include "moh/train/sharded_adamw.h"
 
 namespace moh::train {
-
 using at::Tensor;
 
 AdamW::AdamW(io::NamedTensors parameters, const std::vector<bool>& decays, const AdamWOptions& options)
@@ -78,19 +78,36 @@ io::NamedTensors AdamW::state() const {
   return state;
 }
 
-void AdamW::load_state(const io::NamedTensors& state) {
-  const std::unordered_map<std::string, Tensor> by_name(state.begin(), state.end());
-  const auto restore = [&](const std::string& name, Tensor& target) {
-    const auto found = by_name.find(name);
-    MOH_CHECK(found != by_name.end() && found->second.sizes() == target.sizes(), "[adamw] `", name,
-              "` is missing from the optimizer's state or has another shape");
-    target.copy_(found->second);
-  };
+void AdamW::save(const std::string& folder) const {
+  io::NamedTensors state = this->state();
+  state.emplace_back("rng", generator_state());
+  io::save_tensors(folder + "/" + optimizer_file(0, 1), state);
+}
+
+void AdamW::load(const std::string& folder) {
+  const OptimizerState state(folder);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    restore("first." + parameters_[i].first, first_[i]);
-    restore("second." + parameters_[i].first, second_[i]);
-    restore("step." + parameters_[i].first, steps_[i]);
+    const auto& [name, parameter] = parameters_[i];
+    // Several processes keep none for what is never trained.
+    if (!parameter.requires_grad() && !state.has("first." + name)) continue;
+    state.read("first", name, parameter.numel(), 0, first_[i]);
+    state.read("second", name, parameter.numel(), 0, second_[i]);
+    steps_[i].copy_(state.whole("step." + name));
   }
+  if (state.has("rng")) set_generator_state(state.whole("rng"));
+}
+
+Tensor generator_state() { return at::detail::getDefaultCPUGenerator().get_state(); }
+void set_generator_state(const Tensor& state) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  generator.set_state(state);
+}
+
+std::unique_ptr<Optimizer> make_adamw(const io::NamedTensors& parameters, const std::vector<bool>& decays,
+                                      const AdamWOptions& options, const distributed::Group& group,
+                                      at::ScalarType reduce) {
+  if (group.alone()) return std::make_unique<AdamW>(parameters, decays, options);
+  return std::make_unique<ShardedAdamW>(parameters, decays, options, group, reduce);
 }
 
 }  // namespace moh::train

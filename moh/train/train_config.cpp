@@ -29,6 +29,8 @@ void check_train_config(const TrainConfig& config) {
   MOH_CHECK(config.final_lr >= 0 && config.weight_decay >= 0 && config.clip >= 0,
             "[train] final_lr, weight_decay and clip must be at least 0");
   ops::autocast_type(config.dtype);
+  MOH_CHECK(config.reduce_dtype == "fp32" || config.reduce_dtype == "bf16",
+            "[train] reduce_dtype must be fp32 or bf16, ", "got `", config.reduce_dtype, "`");
 }
 
 }  // namespace moh::train

@@ -14,7 +14,8 @@ struct TrainConfig {
   double warmup_lr = 1e-7;
   std::int64_t epoch_steps = 0;
   double ema = 0;
-  std::string dtype = "fp32";
+  std::string dtype = "fp32", reduce_dtype = "fp32";
+  bool recompute = false;
   std::int64_t seed = 0, illustrate_every = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
 
   template <class V>
@@ -36,6 +37,10 @@ struct TrainConfig {
     visit("clip", clip, "largest L2 norm of the gradient; 0: no clipping");
     visit("ema", ema, "decay of the weights' exponential moving average, e.g. 0.9999; 0: none");
     visit("dtype", dtype, "fp32, or bf16/fp16 matrix products with fp32 weights; fp16 scales the loss");
+    visit("recompute", recompute,
+          "keep the layers' inputs alone for the backward pass: less memory, a third more work");
+    visit("reduce_dtype", reduce_dtype,
+          "type in which several processes send gradients: fp32, or bf16 at half the bytes");
     visit("seed", seed, "of initialisation and data order");
     visit("validate_every", validate_every, "steps between validations; 0: only at the end");
     visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");

@@ -23,28 +23,32 @@ void drop_later_lines(const std::string& path, std::int64_t step) {
 
 }  // namespace
 
-TrainLog::TrainLog(const std::string& folder, Listener listener)
-    : path_(folder + "/log.jsonl"), listener_(std::move(listener)), events_(folder) {}
+TrainLog::TrainLog(const std::string& folder, Listener listener, bool speaks)
+    : path_(folder + "/log.jsonl"), listener_(std::move(listener)) {
+  if (speaks) events_.emplace(folder);
+}
 
 void TrainLog::open(std::int64_t step) {
+  if (!events_) return;
   if (step > 0) drop_later_lines(path_, step);
   file_.open(path_, step > 0 ? std::ios::app : std::ios::trunc);
   MOH_CHECK(file_.good(), "[train] cannot write ", path_);
 }
 
 void TrainLog::write(const Json& line) {
+  if (!events_) return;
   file_ << line.dump() << "\n" << std::flush;
   MOH_CHECK(file_.good(), "[train] cannot write ", path_, "; is the disk full?");
   const auto step = line["step"].get<std::int64_t>();
   for (const auto& item : line.items()) {
-    if (item.key() != "step" && item.value().is_number()) events_.scalar(item.key(), item.value().get<double>(), step);
+    if (item.key() != "step" && item.value().is_number()) events_->scalar(item.key(), item.value().get<double>(), step);
   }
-  events_.flush();
+  events_->flush();
   if (listener_.on_log) listener_.on_log(line);
 }
 
 void TrainLog::stepped(std::int64_t step, std::int64_t steps, double items_per_second) const {
-  if (listener_.on_step) listener_.on_step(step, steps, items_per_second);
+  if (events_ && listener_.on_step) listener_.on_step(step, steps, items_per_second);
 }
 
 double Rate::add(std::int64_t items) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <fstream>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "moh/base/fields.h"
@@ -21,7 +22,8 @@ struct Listener {
 
 class TrainLog {
  public:
-  TrainLog(const std::string& folder, Listener listener);
+  // `speaks`: of several processes one does, for the others there is nothing to do here.
+  TrainLog(const std::string& folder, Listener listener, bool speaks);
   // Opens log.jsonl: anew at step 0; else lines of later steps are dropped, since the resumed run writes them again.
   void open(std::int64_t step);
   // `line` has a number "step".
@@ -31,7 +33,7 @@ class TrainLog {
  private:
   std::string path_;
   Listener listener_;
-  io::EventWriter events_;
+  std::optional<io::EventWriter> events_;  // nullopt: does not speak
   std::ofstream file_;
 };
 

@@ -1,12 +1,12 @@
 #include "moh/train/trainer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
 #include <filesystem>
 
 #include "moh/base/error.h"
+#include "moh/base/trace.h"
 #include "moh/ops/autocast.h"
 #include "moh/train/ema.h"
 #include "moh/train/optimizer.h"
@@ -20,21 +20,27 @@ struct Trainer::Impl {
   Task& task;
   RunFolder folder;
   TrainLog log;
-  AdamW optimizer;
+  const distributed::Group& group;
+  std::unique_ptr<Optimizer> optimizer;
   std::optional<Ema> ema;
   Schedule schedule;
   TrainState state;
   Rate rate;
+  bool stopped = false;  // somebody in the group was told to
 
-  Impl(TrainConfig train_config, Task& train_task, std::string out, Listener heard)
+  Impl(TrainConfig train_config, Task& train_task, std::string out, Listener heard, const distributed::Group& with)
       : config(std::move(train_config)),
         task(train_task),
-        folder(std::move(out)),
-        log(folder.path(), std::move(heard)),
-        optimizer(task.parameters(), task.decays(), {config.beta1, config.beta2, config.eps, config.weight_decay}),
+        folder(std::move(out), with),
+        log(folder.path(), std::move(heard), with.rank() == 0),
+        group(with),
+        optimizer(make_adamw(task.parameters(), task.decays(),
+                             {config.beta1, config.beta2, config.eps, config.weight_decay}, group,
+                             config.reduce_dtype == "bf16" ? at::kBFloat16 : at::kFloat)),
         schedule{config.lr, config.final_lr, config.warmup, config.steps, config.warmup_lr, config.epoch_steps} {
     state.scale = LossScale::of(ops::autocast_type(config.dtype) == at::kHalf);
-    if (config.ema > 0) ema.emplace(task.parameters(), config.ema);
+    if (config.ema > 0 && group.rank() == 0) ema.emplace(task.parameters(), config.ema);
+    task.join(group);
   }
 
   void save_model(const std::string& to) const {
@@ -42,33 +48,26 @@ struct Trainer::Impl {
     if (ema) io::save_tensors(to + "/" + kAveragedFile, ema->values());
   }
 
-  void save_checkpoint() const {
-    folder.save_checkpoint(state.step, config.keep, [&](const std::string& into) {
-      save_model(into);
-      io::NamedTensors tensors = optimizer.state();
-      tensors.emplace_back("rng", at::detail::getDefaultCPUGenerator().get_state());
-      io::save_tensors(into + "/optimizer.safetensors", tensors);
-      Json trainer = state_json(state);
-      trainer["train"] = to_json(config);
-      io::save_json(into + "/trainer.json", trainer);
+  void save_checkpoint() {
+    Json trainer = state_json(state);
+    trainer["train"] = to_json(config);
+    const trace::Span span("checkpoint");
+    folder.save_checkpoint(state.step, config.keep, std::move(trainer), [&](const std::string& into) {
+      if (group.rank() == 0) save_model(into);
+      optimizer->save(into);
     });
   }
 
   void load_checkpoint(const std::string& checkpoint) {
     load_state(checkpoint + "/trainer.json", config.batch, state);
-    const io::NamedTensors tensors = io::load_tensors(checkpoint + "/optimizer.safetensors");
-    optimizer.load_state(tensors);
+    optimizer->load(checkpoint);
     if (ema) {
       const std::string averaged = checkpoint + "/" + kAveragedFile;
       MOH_CHECK(std::filesystem::exists(averaged), "[train] ", checkpoint,
                 " has no averaged weights; resume with --ema 0");
       ema->load(io::load_tensors(averaged));
     }
-    for (const auto& [name, tensor] : tensors) {
-      if (name != "rng") continue;
-      at::Generator generator = at::detail::getDefaultCPUGenerator();
-      generator.set_state(tensor);
-    }
+    folder.has_checkpoint(state.step);
   }
 
   void check_finite(const char* what, double value) const {
@@ -76,17 +75,50 @@ struct Trainer::Impl {
               " is not finite; the last checkpoint is ", folder.last_checkpoint(), "; try a lower --lr");
   }
 
+  // Sums over the processes what each has of its share; in each place of `flags` one process says whether its losses
+  // are finite, so that all stop with the same words.
+  void add_up(BatchLoss& total, bool stop) {
+    const auto size = static_cast<std::size_t>(group.size());
+    std::vector<double> sums(size, 0);
+    if (!std::isfinite(total.loss) || !std::isfinite(total.load_balance_loss)) sums[group.rank()] = 1;
+    for (const double value : {total.loss, total.load_balance_loss, total.active_heads, total.distill_loss.value_or(0),
+                               static_cast<double>(total.items), stop ? 1.0 : 0.0}) {
+      sums.push_back(value);
+    }
+    group.sum(sums, "losses");
+    for (std::size_t i = 0; i < size; ++i) {
+      MOH_CHECK(sums[i] == 0, "[train] the loss of step ", state.step + 1, " is not finite in process ", i, " of ",
+                size, "; the last checkpoint is ", folder.last_checkpoint(), "; try a lower --lr");
+    }
+    total.loss = sums[size];
+    total.load_balance_loss = sums[size + 1];
+    total.active_heads = sums[size + 2];
+    if (total.distill_loss) total.distill_loss = sums[size + 3];
+    total.items = static_cast<std::int64_t>(sums[size + 4]);
+    stopped = sums[size + 5] > 0;
+  }
+
   // One optimizer step; the mean over the parts of the batch.
-  BatchLoss train_step(double& gradient_norm) {
+  BatchLoss train_step(double& gradient_norm, const std::atomic<bool>& stop) {
     BatchLoss total;
     total.active_heads = 0;
     const std::int64_t part = config.batch / config.accumulate;
-    const double weight = 1.0 / static_cast<double>(config.accumulate);
     for (std::int64_t i = 0; i < config.accumulate; ++i) {
-      BatchLoss loss = task.loss(state.examples + i * part, part);
-      check_finite("loss", loss.loss);
-      check_finite("load-balance loss", loss.load_balance_loss);
-      (loss.objective * (weight * state.scale.value)).backward();
+      BatchLoss loss;
+      {
+        const trace::Span span("forward");
+        loss = task.loss(state.examples + i * part, part);
+      }
+      if (group.alone()) {
+        check_finite("loss", loss.loss);
+        check_finite("load-balance loss", loss.load_balance_loss);
+      }
+      const double weight = loss.share / static_cast<double>(config.accumulate);
+      if (i + 1 == config.accumulate) optimizer->begin_last_backward();
+      {
+        const trace::Span span("backward");
+        (loss.objective * (weight * state.scale.value)).backward();
+      }
       total.loss += loss.loss * weight;
       total.load_balance_loss += loss.load_balance_loss * weight;
       total.active_heads += loss.active_heads * weight;
@@ -94,22 +126,25 @@ struct Trainer::Impl {
       total.items += loss.items;
       total.extra = std::move(loss.extra);
     }
-    optimizer.scale_gradients(1 / state.scale.value);
-    gradient_norm = optimizer.clip_gradients(config.clip);
+    const trace::Span span("optimizer");
+    optimizer->scale_gradients(1 / state.scale.value);
+    if (!group.alone()) add_up(total, stop);
+    gradient_norm = optimizer->clip_gradients(config.clip);
     if (!std::isfinite(gradient_norm) && state.scale.can_shrink()) {  // this step's examples are lost, nothing else is
       state.scale.shrink();
-      optimizer.clear_gradients();
+      optimizer->clear_gradients();
       return total;
     }
     check_finite("gradient", gradient_norm);
-    optimizer.step(schedule(state.step));
-    optimizer.clear_gradients();
+    optimizer->step(schedule(state.step));
+    optimizer->clear_gradients();
     state.scale.grow_if_due();
     if (ema) ema->update();
     return total;
   }
 
   void add_validation(Json& line) {
+    const trace::Span span("validation");
     const auto validation = task.validate();
     if (!validation) return;
     line["valid_loss"] = validation->loss;
@@ -144,19 +179,37 @@ struct Trainer::Impl {
     return line;
   }
 
+  // Other weights or settings in one process would train something else in silence.
+  void check_same_start() const {
+    if (group.alone()) return;
+    const auto size = static_cast<std::size_t>(group.size());
+    std::vector<double> sums(2 * size, 0);
+    for (const auto& [name, parameter] : task.parameters()) {
+      sums[group.rank()] += parameter.detach().abs().sum(at::kDouble).item<double>();
+    }
+    sums[size + group.rank()] = static_cast<double>(std::hash<std::string>()(to_json(config).dump()) >> 11);
+    group.sum(sums, "same start");
+    for (std::size_t i = 1; i < size; ++i) {
+      MOH_CHECK(sums[i] == sums[0], "[train] process ", i, " of ", size, " begins with other weights than process 0");
+      MOH_CHECK(sums[size + i] == sums[size], "[train] process ", i, " of ", size,
+                " has other settings than process 0");
+    }
+  }
+
   bool run(const std::atomic<bool>& stop) {
+    check_same_start();
     folder.remove_leftovers();
     log.open(state.step);
     if (state.step == 0) validate_before_training();
     rate.reset();
     while (state.step < config.steps) {
-      if (stop) {
+      if (group.alone() ? stop.load() : stopped) {
         save_checkpoint();
         return false;
       }
       double gradient_norm = 0;
       const double lr = schedule(state.step);
-      const BatchLoss loss = train_step(gradient_norm);
+      const BatchLoss loss = train_step(gradient_norm, stop);
       ++state.step;
       state.examples += config.batch;
       state.items += loss.items;
@@ -171,7 +224,7 @@ struct Trainer::Impl {
         rate.reset();
       }
       if (config.illustrate_every > 0 && due(config.illustrate_every)) {
-        task.illustrate(folder.path(), state.step, ema ? &ema->values() : nullptr);
+        if (group.rank() == 0) task.illustrate(folder.path(), state.step, ema ? &ema->values() : nullptr);
         rate.reset();
       }
       if (due(config.checkpoint_every)) {
@@ -179,15 +232,20 @@ struct Trainer::Impl {
         rate.reset();
       }
     }
-    save_model(folder.path());
+    if (group.rank() == 0) save_model(folder.path());
+    group.barrier("end");
     return true;
   }
 };
 
-Trainer::Trainer(TrainConfig config, Task& task, std::string folder, Listener listener) {
+Trainer::Trainer(TrainConfig config, Task& task, std::string folder, Listener listener,
+                 const distributed::Group& group) {
   check_train_config(config);
-  impl_ = std::make_unique<Impl>(std::move(config), task, std::move(folder), std::move(listener));
+  impl_ = std::make_unique<Impl>(std::move(config), task, std::move(folder), std::move(listener), group);
 }
+
+Trainer::Trainer(TrainConfig config, Task& task, std::string folder, Listener listener)
+    : Trainer(std::move(config), task, std::move(folder), std::move(listener), distributed::alone()) {}
 
 Trainer::~Trainer() = default;
 

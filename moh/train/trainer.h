@@ -3,12 +3,16 @@
 // A training folder holds log.jsonl (one JSON object a step that is logged), TensorBoard events, checkpoints/step-N/
 // (run_folder.h) and at the end the model itself; with an average of the weights, that too, as ema.safetensors beside
 // each model.safetensors.
+//
+// Several processes train as one that has the whole batch would, within rounding: each takes its share of the examples,
+// sums go over all of them. Process 0 keeps the log and the average; every one writes its part of a checkpoint.
 #pragma once
 
 #include <atomic>
 #include <memory>
 #include <string>
 
+#include "moh/distributed/group.h"
 #include "moh/train/run_folder.h"
 #include "moh/train/task.h"
 #include "moh/train/train_config.h"
@@ -18,13 +22,15 @@ namespace moh::train {
 
 class Trainer {
  public:
-  Trainer(TrainConfig config, Task& task, std::string folder, Listener listener);
+  // `group` must outlive this.
+  Trainer(TrainConfig config, Task& task, std::string folder, Listener listener, const distributed::Group& group);
+  Trainer(TrainConfig config, Task& task, std::string folder, Listener listener);  // alone
   ~Trainer();
 
   // Goes on from `checkpoint` (a step-N folder); the model's weights are the task's duty.
   void resume(const std::string& checkpoint);
-  // Trains to config.steps, saves and returns true; or, when `stop` becomes true, saves a checkpoint and returns false.
-  // Errors: a loss that is not finite (the last checkpoint stays).
+  // Trains to config.steps, saves and returns true; or, when `stop` becomes true in any process, saves a checkpoint and
+  // returns false in all. Errors: a loss that is not finite (the last checkpoint stays).
   bool run(const std::atomic<bool>& stop);
 
  private:

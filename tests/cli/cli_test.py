@@ -204,7 +204,7 @@ class Cli(unittest.TestCase):
         self.assertIn("moh-llm-s", info["presets"])
         self.assertTrue(any(schema.startswith("moh::head_attention(") for schema in info["operators"]))
         self.assertEqual(run("--version").stdout.split()[0], "moh")
-        for command in ("train", "tune", "convert", "eval", "generate", "bench", "inspect", "info", "tokenizer"):
+        for command in ("train", "tune", "convert", "eval", "generate", "bench", "inspect", "info", "tokenizer", "data"):
             run(command, "--help")
         completion = self.folder / "completion.bash"
         completion.write_text(run("completion").stdout)

@@ -137,10 +137,9 @@ TEST_P(LlamaOnDevice, TrainsAsOnTheCpu) {
       EXPECT_LE(traffic.to_device, 1);  // the ids
     }
     // As a checkpoint does, and a resume.
-    const std::string saved = folder.path() + "/optimizer.safetensors";
-    io::save_tensors(saved, optimizer.state());
+    optimizer.save(folder.path());
     train::AdamW resumed(task.parameters(), task.decays(), {});
-    resumed.load_state(io::load_tensors(saved));
+    resumed.load(folder.path());
     const auto state = optimizer.state(), again = resumed.state();
     for (std::size_t i = 0; i < state.size(); ++i) {
       EXPECT_TRUE(at::equal(state[i].second, again[i].second)) << state[i].first;
