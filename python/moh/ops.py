@@ -1,6 +1,6 @@
 """torch.ops.moh.head_attention on top of the kernels: schema, checks, autograd, autocast, shapes for torch.compile, and the
 composite form, which is the operator's meaning and runs where no kernel does. With the whole libmoh.so loaded its own
-registrations stand and this file adds nothing."""
+registrations stand and this file adds those for CUDA tensors alone (gpu.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import gpu
 from ._library import unavailable_reason
 
 # As libmoh.so has them; rows and first, lists that it may be handed, are found anew here.
@@ -100,19 +101,24 @@ def composite(query: Tensor, key: Tensor, value: Tensor, gates: Tensor, variant:
     return out.contiguous(), lse.detach().contiguous()
 
 
-def _runs_kernel(query: Tensor, variant: Variant, backward: bool) -> bool:
-    """Whether a kernel computes this call. Nothing falls back in silence; fp64 is meant to be torch's own operations."""
-    reason = unavailable_reason()
-    if not reason:
-        if query.dtype == torch.float64:
-            return False
-        reason = torch.ops.moh_kernels.attention_reason(query, variant.plain(), backward)
+def _kernel_of(query: Tensor, variant: Variant, backward: bool) -> str:
+    """What computes this call: `triton`, `cpu` or, empty, torch's operations. Nothing falls back in silence; fp64 is meant to be
+    torch's own operations."""
+    if query.is_cuda or gpu.wanted_on_cpu():
+        reason = gpu.reason_against(query)
         if not reason:
-            return True
-    if reason not in _warned:
+            return "triton"
+        if gpu.wanted_on_cpu() and query.dtype != torch.float64:
+            raise RuntimeError(f"[backend] `cuda` cannot run: {reason}")
+    else:
+        reason = unavailable_reason()
+        reason = reason or (torch.ops.moh_kernels.attention_reason(query, variant.plain(), backward) if query.dtype != torch.float64 else "")
+        if not reason and query.dtype != torch.float64:
+            return "cpu"
+    if query.dtype != torch.float64 and reason not in _warned:
         _warned.add(reason)
         warnings.warn(f"moh.head_attention computes every head with torch's operations: {reason}", stacklevel=3)
-    return False
+    return ""
 
 
 def _for_kernel(query: Tensor, key: Tensor, variant: Variant) -> tuple[Tensor | None, Tensor | None]:
@@ -127,7 +133,11 @@ def _for_kernel(query: Tensor, key: Tensor, variant: Variant) -> tuple[Tensor | 
 def _forward(query, key, value, gates, bias, causal, scale, rows=None, first=None, window=0, soft_cap=0.0, sink=None):
     variant = Variant(bias, causal, scale, window, soft_cap, sink)
     _check(query, key, value, gates, variant)
-    if not _runs_kernel(query, variant, False):
+    kernel = _kernel_of(query, variant, False)
+    if kernel == "triton":
+        return gpu.launch().attention_forward(query, key, value, gates, bias=bias, causal=causal, scale=scale, window=window,
+                                              soft_cap=soft_cap, sink=sink)
+    if not kernel:
         return composite(query, key, value, gates, variant)
     kernel_bias, kernel_sink = _for_kernel(query, key, variant)
     return torch.ops.moh_kernels.attention_forward(query, key, value, gates.float().contiguous(), kernel_bias, causal,
@@ -154,7 +164,11 @@ def _gradients(grad_out, query, key, value, gates, variant, bias_gradient):
 def _backward(grad_out, query, key, value, gates, bias, out, lse, causal, scale, bias_gradient, rows=None, first=None, window=0,
               soft_cap=0.0, sink=None):
     variant = Variant(bias, causal, scale, window, soft_cap, sink)
-    if not _runs_kernel(query, variant, True):
+    kernel = _kernel_of(query, variant, True)
+    if kernel == "triton":
+        return gpu.launch().attention_backward(grad_out, query, key, value, gates, lse, bias=bias, causal=causal, scale=scale,
+                                               window=window, soft_cap=soft_cap, bias_gradient=bias_gradient)
+    if not kernel:
         with torch.no_grad():
             return tuple(g.contiguous() for g in _gradients(grad_out, query, key, value, gates, variant, bias_gradient))
     kernel_bias, kernel_sink = _for_kernel(query, key, variant)
@@ -217,15 +231,32 @@ def _head_attention(query, key, value, gates, *, bias=None, causal=False, scale=
     return torch.ops.moh.head_attention_forward(query, key, value, gates, bias, causal, scale, None, None, window, soft_cap, sink)[0]
 
 
-_fragment: torch.library.Library | None = None
+_fragment: torch.library.Library | None = None  # registrations last as long as it does
 
 
 def _register() -> None:
     global _fragment
     unavailable_reason()
-    if torch._C._dispatch_has_kernel("moh::head_attention_forward"):
-        return  # the whole libmoh.so is there
+    whole = torch._C._dispatch_has_kernel("moh::head_attention_forward")
     _fragment = torch.library.Library("moh", "FRAGMENT")
+    if not whole:
+        _define()
+    if not gpu.unavailable_reason():
+        _register_gpu(whole)
+
+
+def _register_gpu(whole: bool) -> None:
+    """The Triton kernels, for tensors on CUDA devices; where somebody asks for the interpreter, on the CPU too."""
+    for key in ("CUDA", "CPU") if gpu.wanted_on_cpu() else ("CUDA",):
+        _fragment.impl("head_attention_forward", _forward, key)
+        _fragment.impl("head_attention_backward", _backward, key)
+        for name, function in gpu.OF_THE_LIBRARY.items() if whole else ():
+            with warnings.catch_warnings():  # of list_rows, which the library has for the CPU
+                warnings.simplefilter("ignore")
+                _fragment.impl(name, function, key, allow_override=True)
+
+
+def _define() -> None:
     tags = (torch.Tag.pt2_compliant_tag,)
     _fragment.define(f"head_attention({_TENSORS}, *, Tensor? bias=None, bool causal=False, float? scale=None, int window=0, "
                      "float soft_cap=0.0, Tensor? sink=None) -> Tensor", tags=tags)

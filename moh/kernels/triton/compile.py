@@ -1,0 +1,217 @@
+"""Kernels ahead of time: compiles the fixed table of variants, without a GPU.
+
+    python compile.py resources [--arch 80,90,100] [--kernel NAME]     what the compiler made of them, as a table
+    python compile.py build FOLDER [--arch ...]                        cubins, PTX and a table for the C++ library
+
+Needs triton alone."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+ARCHS = (80, 90, 100)
+DTYPES = {"bf16": ("*bf16", 2), "fp16": ("*fp16", 2), "fp32": ("*fp32", 4)}
+HEADS = (64, 128)  # tiles hold heads of up to so many elements
+
+
+def _package():
+    """The folder of this file as a package, however it was started; not as `triton`, which is the compiler's name."""
+    import importlib.util
+
+    if "moh_triton" not in sys.modules:
+        folder = pathlib.Path(__file__).resolve().parent
+        spec = importlib.util.spec_from_file_location("moh_triton", folder / "__init__.py", submodule_search_locations=[str(folder)])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["moh_triton"] = module
+        spec.loader.exec_module(module)
+    from moh_triton import backward, decode, forward, lists, projection, tiles
+
+    return backward, decode, forward, lists, projection, tiles
+
+
+class Variant(NamedTuple):
+    """One kernel for one kind of call. few: for calls of few rows (projections)."""
+
+    kernel: str
+    dtype: str = "fp32"
+    head: int = 64
+    mask: str = "full"  # full, causal, window
+    extra: str = ""  # "", bias, soft_cap
+    sequences: str = ""  # "", sequences, pages
+    few: bool = False
+    transposed: bool = False  # projections: the weight's elements lie side by side along d, not c
+    grad_bias: bool = False
+
+    def name(self) -> str:
+        parts = [self.kernel, self.dtype, f"d{self.head}"]
+        if self.kernel.startswith("attention"):
+            parts += [self.mask, self.extra, self.sequences, "grad_bias" if self.grad_bias else ""]
+        else:
+            parts += ["few" if self.few else "", "transposed" if self.transposed else ""]
+        return "-".join(part for part in parts if part)
+
+
+_FP32 = {"gates", "lse", "sink", "grad_gates", "grad_bias", "parts", "stats"}
+_INT32 = {"rows", "counts", "before", "pages"}
+_ANY_STRIDE = re.compile(r"^(b|db)_")  # of the bias; all others are those of heads, which begin at 16 bytes
+_STRIDE = re.compile(r"^(q|k|v|o|g|b|dq|dk|dv|db|x|w|a)_[a-z]$")
+
+
+def function_of(variant: Variant):
+    return next(getattr(module, variant.kernel) for module in _package()[:5] if hasattr(module, variant.kernel))
+
+
+def sizes_of(variant: Variant, arch: int) -> dict[str, int]:
+    """Tiles, warps and stages."""
+    tiles = _package()[5]
+    rows = 16 if variant.few else 1 << 20
+    return tiles.tiles(variant.kernel, DTYPES[variant.dtype][1], variant.head, arch, rows, bias=variant.extra == "bias")
+
+
+def constants_of(variant: Variant, names: list[str], arch: int) -> dict[str, object]:
+    _, _, _, lists, _, tiles = _package()
+    known = {
+        "CAUSAL": variant.mask != "full", "WINDOW": variant.mask == "window", "SOFT_CAP": variant.extra == "soft_cap", "SINK": True,
+        "BIAS": variant.extra == "bias" or not variant.kernel.startswith("attention"), "GRAD_BIAS": variant.grad_bias,
+        "SEQUENCES": bool(variant.sequences), "PAGED": variant.sequences == "pages", "SKIP": variant.few,
+        "PRECISION": "tf32" if variant.dtype == "fp32" else "ieee", "SPLIT": tiles.SPLIT, "STEP": lists.STEP,
+        "BLOCK_D": variant.head, **sizes_of(variant, arch)}
+    constants = {name: known[name] for name in names if name in known}
+    if "BIAS" in names and not known["BIAS"]:
+        constants |= {name: None for name in ("bias",)} | {name: 0 for name in ("b_b", "b_h", "b_t", "b_s") if name in names}
+    if not variant.grad_bias and "grad_bias" in names:
+        constants |= {"grad_bias": None, "db_b": 0, "db_h": 0, "db_t": 0}
+    if not variant.sequences and "sequences" in names:
+        constants["sequences"] = None
+    if "w_c" in names:
+        constants["w_d" if variant.transposed else "w_c"] = 1
+    if variant.kernel == "weight_gradient":
+        constants["o_d" if variant.transposed else "o_c"] = 1
+    return constants
+
+
+def compile_variant(variant: Variant, arch: int):
+    """The compiled kernel, and the types of the arguments that are left at run time, in order."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = function_of(variant)
+    constants = constants_of(variant, function.arg_names, arch)
+    pointer, size = DTYPES[variant.dtype]
+    signature, attributes = {}, {}
+    for place, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        divisible = 0
+        if name in _INT32:
+            signature[name] = "*i32"
+        elif name == "sequences":
+            signature[name] = "*i64"
+        elif name in _FP32 or (name == "bias" and variant.kernel.startswith("attention")):
+            signature[name] = "*fp32"
+        elif name in ("scale", "soft_cap"):
+            signature[name] = "fp32"
+        elif _STRIDE.match(name):
+            signature[name], divisible = "i64", 0 if _ANY_STRIDE.match(name) else 16 // size
+        elif name in ("queries", "keys", "total_rows", "rows_per_batch", "num_rows", "num_heads", "group", "head_dim", "page_size",
+                      "window", "few", "steps", "num_parts", "width"):
+            signature[name], divisible = "i32", 16 // size if name in ("head_dim", "width") else 0
+        else:
+            signature[name] = pointer
+        if signature[name].startswith("*"):
+            divisible = 16
+        if divisible:
+            attributes[(place,)] = [["tt.divisibility", divisible]]
+    options = {name: constants_size for name, constants_size in sizes_of(variant, arch).items() if name.startswith("num_")}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return kernel, [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
+
+
+def table() -> list[Variant]:
+    """All that C++ can launch. What is not here is an error there that names it; Python compiles what it needs."""
+    variants = [Variant("list_rows", sequences=s) for s in ("", "sequences")]
+    for dtype, head, mask in itertools.product(DTYPES, HEADS, ("full", "causal", "window")):
+        for extra in ("", "bias", "soft_cap"):
+            variants += [Variant(kernel, dtype, head, mask, extra) for kernel in
+                         ("attention_forward", "attention_decode", "attention_backward_rows", "attention_backward_keys")]
+            if extra == "bias":
+                variants.append(Variant("attention_backward_rows", dtype, head, mask, extra, grad_bias=True))
+        variants.append(Variant("attention_join", dtype, head, mask))
+    for dtype, head in itertools.product(DTYPES, HEADS):
+        for kernel, transposed in itertools.product(("project_heads", "combine_heads"), (False, True)):
+            variants += [Variant(kernel, dtype, head, few=few, transposed=transposed) for few in (False, True)]
+        variants += [Variant("weight_gradient", dtype, head, transposed=transposed) for transposed in (False, True)]
+    return variants
+
+
+class Resources(NamedTuple):
+    registers: int
+    spill: int  # bytes a thread stores to and loads from local memory
+    shared: int  # bytes of a block
+    warps: int
+    tensor_cores: str  # instructions of the matrix units, counted
+
+
+# Of an SM: bytes of shared memory for blocks (one takes 1,024 more than it asks for), of one block; the rest is the same.
+_SHARED = {80: (164 * 1024, 163 * 1024), 90: (228 * 1024, 227 * 1024), 100: (228 * 1024, 227 * 1024)}
+
+
+def occupancy(resources: Resources, arch: int) -> int:
+    """Blocks that an SM holds at once: 65,536 registers in units of 256 a warp, 64 warps, shared memory."""
+    per_warp = -(-resources.registers * 32 // 256) * 256
+    by_registers = 65536 // per_warp // resources.warps
+    by_shared = _SHARED[arch][0] // (-(-resources.shared // 128) * 128 + 1024)
+    return min(by_registers, by_shared, 64 // resources.warps, 32)
+
+
+def resources_of(job: tuple[Variant, int]) -> tuple[Variant, int, Resources]:
+    variant, arch = job
+    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    kernel, _ = compile_variant(variant, arch)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        log = subprocess.run([get_ptxas(arch).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={sm_arch_from_capability(arch)}", file.name, "-o", os.devnull],
+                             capture_output=True, text=True, check=True).stderr
+    del knobs
+    stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log).groups())
+    registers = int(re.search(r"Used (\d+) registers", log)[1])
+    counts = [f"{n} {what}" for what, pattern in (("wgmma", r"\bwgmma\.mma_async"), ("mma.sync", r"\bmma\.sync"), ("tcgen05", r"tcgen05\.mma"))
+              if (n := len(re.findall(pattern, kernel.asm["ptx"])))]
+    return variant, arch, Resources(registers, stores + loads, kernel.metadata.shared, kernel.metadata.num_warps, " + ".join(counts) or "none")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["resources", "build"])
+    parser.add_argument("folder", nargs="?", type=pathlib.Path)
+    parser.add_argument("--arch", default=",".join(map(str, ARCHS)))
+    parser.add_argument("--only", default="", help="variants whose name matches this regular expression")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    chosen = [v for v in table() if re.search(options.only, v.name())]
+    jobs = [(v, int(arch)) for arch in options.arch.split(",") for v in chosen]
+    with ProcessPoolExecutor(options.jobs) as pool:
+        print("| kernel | arch | registers | spills | shared KB | warps | blocks an SM | tensor cores |\n|---|---|---|---|---|---|---|---|")
+        for variant, arch, found in pool.map(resources_of, jobs):
+            print(f"| {variant.name()} | sm_{arch} | {found.registers} | {found.spill} | {found.shared / 1024:.0f} | {found.warps} | "
+                  f"{occupancy(found, arch)} | {found.tensor_cores} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
