@@ -142,7 +142,7 @@ def check_attention(every):
                     continue
                 for causal in (False, True):
                     seed += 1
-                    if every or (seed % 7 == 0 and shape[5] < 256):
+                    if every or (seed % 13 == 0 and shape[5] < 256):
                         attention_case(shape, dtype, tolerance, kind, causal, seed)
                         cases += 1
     return f"{cases} cases"
@@ -151,14 +151,14 @@ def check_attention(every):
 def check_sequences(every):
     """Sequences of many lengths in one call, keys side by side and in pages of two layouts, beside a call for each: equal to
     the bit, and each equal to the formula."""
-    lengths = [(1, 300), (130, 130), (1, 1), (40, 333), (0, 5), (3, 90), (9, 4), (1, 600)] if every else [(1, 40), (50, 50), (1, 1), (20, 70), (0, 5), (3, 530), (9, 4)]
-    heads, kv_heads, dim, page = 4, 2, 24, 16
+    lengths = [(1, 300), (130, 130), (1, 1), (40, 333), (0, 5), (3, 90), (9, 4), (1, 600)] if every else [(1, 40), (37, 37), (1, 1), (0, 5), (3, 530), (9, 4)]
+    heads, kv_heads, dim, page = (4, 2, 24, 16) if every else (2, 1, 24, 16)
     random = torch.Generator().manual_seed(7)
     rows, keys = sum(t for t, _ in lengths), sum(s for _, s in lengths)
     pages = sum(-(-s // page) for _, s in lengths)
     order = torch.randperm(pages, generator=random).int()
-    for dtype, tolerance in DTYPES[:2]:
-        for variant in ({"causal": True}, {"causal": True, "window": 50}, {"soft_cap": 2.0, "sink": draw(random, heads).float()}):
+    for dtype, tolerance in DTYPES[: 2 if every else 1]:
+        for variant in ({"causal": True, "window": 30}, {"soft_cap": 2.0, "sink": draw(random, heads).float()}, {"causal": True})[: 3 if every else 2]:
             query, key, value = (draw(random, 1, n, h, dim).to(dtype) for n, h in ((rows + 2, heads), (keys, kv_heads), (keys, kv_heads)))
             gates, grad = draw_gates(random, "some", 1, rows + 2, heads), draw(random, 1, rows + 2, heads, dim).to(dtype)
             pool = torch.full((pages, page, kv_heads, 2, dim), math.nan, dtype=dtype)
@@ -233,10 +233,10 @@ def check_lists(every):
 
 def check_projections(every):
     random = torch.Generator().manual_seed(5)
-    shapes = [(1, 1, 8, 8), (5, 4, 64, 40), (70, 3, 24, 100), (90, 2, 72, 48), (33, 2, 128, 72)] if every else [(5, 4, 64, 40), (70, 3, 24, 100), (33, 2, 72, 48)]
+    shapes = [(1, 1, 8, 8), (5, 4, 64, 40), (70, 3, 24, 100), (90, 2, 72, 48), (33, 2, 128, 72)] if every else [(5, 4, 64, 40), (70, 3, 24, 100), (40, 2, 72, 48)]
     for rows, heads, dim, width in shapes:
         for dtype, tolerance in DTYPES:
-            for kind in ("some", "none", "all"):
+            for kind in ("some", "none", "all")[: 3 if every else 1]:
                 gates = draw_gates(random, kind, rows, heads)
                 on = (gates != 0).double()
                 x, back = draw(random, rows, width + 3).to(dtype)[:, :width], draw(random, rows, heads, dim).to(dtype)
