@@ -29,7 +29,7 @@ stamp=.venv/.ready-$torch_version
 
 # Oracles of the tests. torch stays the one that is there; without a network the tests concerned are skipped.
 test_packages=(transformers==5.24.0 sentencepiece==0.2.3 diffusers==0.42.1 gguf==0.19.0 safetensors scipy pillow
-               peft==0.21.2 accelerate==1.15.0 optimum-quanto==0.2.7)
+               peft==0.21.2 accelerate==1.15.0 optimum-quanto==0.2.7 triton==3.9.0)
 install_test_packages() {
   local stamp torch
   stamp=.venv/.tests-$(IFS=_; echo "${test_packages[*]}")

@@ -56,5 +56,8 @@ def available() -> dict[str, str]:
     for part, package in (("transformers", "transformers"), ("timm", "timm"), ("diffusers", "diffusers")):
         found = importlib.util.find_spec(package) is not None
         parts[part] = "" if found else f"the package {package} is not installed"
+    from . import gpu
+
+    parts["triton"] = gpu.unavailable_reason()  # compiles, which does not mean that there is a GPU
     parts["sharding"] = "" if torch.distributed.is_available() else "this torch was built without torch.distributed"
     return parts

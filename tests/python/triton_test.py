@@ -1,16 +1,19 @@
 """The GPU kernels (moh/kernels/triton) in Triton's interpreter on a CPU, beside the formula in float64: the shapes, gates,
-layouts, variants and tolerances of tests/kernels/head_attention_test.cpp and projection_test.cpp.
+layouts, variants and tolerances of tests/kernels/head_attention_test.cpp; their launches through Triton's compiler.
 Usage: triton_test.py [BUILD] [--all]: the whole table of shapes, some minutes, instead of a part of it."""
 
 import importlib.util
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 import warnings
 
-os.environ |= {"TRITON_INTERPRET": "1", "MOH_BACKEND": "cuda"}  # tensors on the CPU run in the interpreter
+if "--inside-compiler" not in sys.argv:
+    os.environ |= {"TRITON_INTERPRET": "1", "MOH_BACKEND": "cuda"}  # tensors on the CPU run in the interpreter
 os.environ.setdefault("MOH_LIBRARY", "/nowhere/_moh.so")  # the package's own operators, without CPU kernels
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "python"))
@@ -314,15 +317,83 @@ def check_operator(every):
         raise AssertionError("a head size without a kernel was taken")
 
 
+def again(part, **variables):
+    """A part of this test in a process of its own."""
+    environment = {name: text for name, text in {**os.environ, **variables}.items() if text is not None}
+    run = subprocess.run([sys.executable, __file__, part], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def check_compiles(every):
+    """The launches' own arguments through Triton's compiler, for each kind of GPU: types, names, no atomics, tensor cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        for arch in ("80", "90", "100") if every else ("90",):
+            again("--inside-compiler", TRITON_INTERPRET=None, TRITON_CACHE_DIR=folder, MOH_TEST_ARCH=arch)
+
+
+def inside_compiler():
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+    from triton.runtime.jit import JITFunction
+
+    class NoDevice(DriverBase):
+        """A driver that knows what to compile for and has nothing to run it on."""
+
+        def __init__(self):
+            pass
+
+        is_active = staticmethod(lambda: True)
+        map_python_to_cpp_type = get_benchmarker = get_active_torch_device = get_empty_cache_for_benchmark = clear_cache = None
+
+        def get_current_target(self):
+            return GPUTarget("cuda", int(os.environ["MOH_TEST_ARCH"]), 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    compiled = {}
+    plain = JITFunction.run
+
+    def compile_alone(self, *arguments, grid, warmup, **options):
+        compiled.setdefault(self.__name__, []).append(plain(self, *arguments, grid=grid, warmup=True, **options).asm["ptx"])
+
+    JITFunction.run = compile_alone
+    triton.runtime.driver.set_active(NoDevice())
+    half, heads = torch.bfloat16, 4
+    query, key, gates = torch.zeros(1, 40, heads, 72, dtype=half), torch.zeros(1, 50, 2, 72, dtype=half), torch.zeros(1, 40, heads)
+    bias, one = torch.zeros(40, 50), torch.zeros(1, 1, 1, 1)
+    out, lse = launch.attention_forward(query, key, key, gates, causal=True, window=20, sink=torch.zeros(heads), bias=bias, soft_cap=1.0)
+    launch.attention_backward(out, query, key, key, gates, lse, causal=True, bias=bias, bias_gradient=True)
+    launch.attention_forward(one, one, one, one[..., 0])
+    sequences = launch.Sequences(torch.zeros(3, 6, dtype=torch.int64), 40, 50)
+    paged = sequences._replace(pages=torch.zeros(9, dtype=torch.int32), page_size=16)
+    launch.attention_forward(query, key, key, gates, sequences=paged, causal=True)
+    launch.attention_backward(out[..., :64], query[..., :64], key[..., :64], key[..., :64], gates, lse, causal=True, sequences=sequences)
+    weight, x = torch.zeros(heads, 64, 40, dtype=half), torch.zeros(80, 40, dtype=half)
+    found = launch.project_heads(x, weight, torch.zeros(80, heads), torch.zeros(heads, 64, dtype=half))
+    launch.combine_heads(found, weight, torch.zeros(80, heads))
+    launch.weight_gradient(found, x, torch.zeros(80, heads), weight)
+    want = {"list_rows", "attention_forward", "attention_decode", "attention_join", "attention_backward_rows", "attention_backward_keys",
+            "project_heads", "combine_heads", "weight_gradient"}
+    assert compiled.keys() == want, f"not compiled: {want - compiled.keys()}"
+    for name, sources in compiled.items():
+        for ptx in sources:
+            assert not re.search(r"^\s*(?:@\S+ )?(?:atom|red)\.", ptx, re.M), f"{name} has atomics"
+            matrix = re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)
+            assert matrix or name in ("list_rows", "attention_join"), f"{name} does not use the tensor cores"
+
+
 def check_library(every):
     """With libmoh.so its projections, lists and paged attention run the kernels too."""
     build = pathlib.Path(next((a for a in sys.argv[1:] if not a.startswith("-") and pathlib.Path(a).is_dir()), ROOT / "build"))
     if not (build / "libmoh.so").exists():
         print(f"check_library not run: {build / 'libmoh.so'} is not built")
         return
-    run = subprocess.run([sys.executable, __file__, "--inside-library"], env={**os.environ, "MOH_LIBRARY": str(build / "libmoh.so")},
-                         capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    again("--inside-library", MOH_LIBRARY=str(build / "libmoh.so"))
 
 
 def inside_library():
@@ -361,7 +432,7 @@ def inside_library():
     assert not out[7:].any()
 
 
-CHECKS = [check_operator, check_library, check_lists, check_attention, check_sequences, check_extremes, check_projections, check_no_waiting]
+CHECKS = [check_operator, check_library, check_compiles, check_lists, check_attention, check_sequences, check_extremes, check_projections, check_no_waiting]
 
 
 def main():
@@ -369,6 +440,8 @@ def main():
     warnings.filterwarnings("ignore")
     if "--inside-library" in sys.argv:
         return inside_library()
+    if "--inside-compiler" in sys.argv:
+        return inside_compiler()
     named = [name for name in sys.argv[1:] if name.startswith("check_")]
     failures = 0
     for check in CHECKS:

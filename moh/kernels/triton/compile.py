@@ -1,9 +1,10 @@
-"""Kernels ahead of time: compiles the fixed table of variants, without a GPU.
+"""What the compiler makes of the kernels, without a GPU, as a table for docs/cuda.md. For each architecture: registers of a
+thread, bytes it spills (stores and loads), KB of shared memory of a block, blocks that an SM holds at once.
 
-    python compile.py resources [--arch 80,90,100] [--kernel NAME]     what the compiler made of them, as a table
-    python compile.py build FOLDER [--arch ...]                        cubins, PTX and a table for the C++ library
+    python compile.py [--arch 80,90,100] [--only REGEX] [--jobs N]
 
-Needs triton alone."""
+Needs triton alone. The variants are a fixed table (below), with arguments as C++ would pass them: strides of 64 bits, tensors
+that begin at 16 bytes. Python compiles whatever a call needs (launch.py)."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ class Variant(NamedTuple):
 
     def name(self) -> str:
         parts = [self.kernel, self.dtype, f"d{self.head}"]
-        if self.kernel.startswith("attention"):
+        if self.kernel == "list_rows":
+            parts = [self.kernel, self.sequences]
+        elif self.kernel.startswith("attention"):
             parts += [self.mask, self.extra, self.sequences, "grad_bias" if self.grad_bias else ""]
         else:
             parts += ["few" if self.few else "", "transposed" if self.transposed else ""]
@@ -100,7 +103,7 @@ def constants_of(variant: Variant, names: list[str], arch: int) -> dict[str, obj
 
 
 def compile_variant(variant: Variant, arch: int):
-    """The compiled kernel, and the types of the arguments that are left at run time, in order."""
+    """The compiled kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -133,14 +136,15 @@ def compile_variant(variant: Variant, arch: int):
             divisible = 16
         if divisible:
             attributes[(place,)] = [["tt.divisibility", divisible]]
-    options = {name: constants_size for name, constants_size in sizes_of(variant, arch).items() if name.startswith("num_")}
+    options = {name: size for name, size in sizes_of(variant, arch).items() if name.startswith("num_")}
+    options["enable_fp_fusion"] = True
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return kernel, [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
+    return kernel
 
 
 def table() -> list[Variant]:
-    """All that C++ can launch. What is not here is an error there that names it; Python compiles what it needs."""
+    """All kernels, masks, types and sizes of tiles; of a bias, a soft cap and nothing one at a time."""
     variants = [Variant("list_rows", sequences=s) for s in ("", "sequences")]
     for dtype, head, mask in itertools.product(DTYPES, HEADS, ("full", "causal", "window")):
         for extra in ("", "bias", "soft_cap"):
@@ -157,11 +161,13 @@ def table() -> list[Variant]:
 
 
 class Resources(NamedTuple):
+    """Of one compiled kernel."""
+
     registers: int
     spill: int  # bytes a thread stores to and loads from local memory
     shared: int  # bytes of a block
     warps: int
-    tensor_cores: str  # instructions of the matrix units, counted
+    atomics: int  # none are wanted: equal inputs give equal bits
 
 
 # Of an SM: bytes of shared memory for blocks (one takes 1,024 more than it asks for), of one block; the rest is the same.
@@ -176,40 +182,40 @@ def occupancy(resources: Resources, arch: int) -> int:
     return min(by_registers, by_shared, 64 // resources.warps, 32)
 
 
-def resources_of(job: tuple[Variant, int]) -> tuple[Variant, int, Resources]:
+def resources_of(job: tuple[Variant, int]) -> Resources:
     variant, arch = job
-    from triton import knobs
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
-    kernel, _ = compile_variant(variant, arch)
+    kernel = compile_variant(variant, arch)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(kernel.asm["ptx"])
         file.flush()
         log = subprocess.run([get_ptxas(arch).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={sm_arch_from_capability(arch)}", file.name, "-o", os.devnull],
                              capture_output=True, text=True, check=True).stderr
-    del knobs
     stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log).groups())
     registers = int(re.search(r"Used (\d+) registers", log)[1])
-    counts = [f"{n} {what}" for what, pattern in (("wgmma", r"\bwgmma\.mma_async"), ("mma.sync", r"\bmma\.sync"), ("tcgen05", r"tcgen05\.mma"))
-              if (n := len(re.findall(pattern, kernel.asm["ptx"])))]
-    return variant, arch, Resources(registers, stores + loads, kernel.metadata.shared, kernel.metadata.num_warps, " + ".join(counts) or "none")
+    atomics = len(re.findall(r"^\s*(?:@\S+ )?(?:atom|red)\.", kernel.asm["ptx"], re.M))
+    return Resources(registers, stores + loads, kernel.metadata.shared, kernel.metadata.num_warps, atomics)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["resources", "build"])
-    parser.add_argument("folder", nargs="?", type=pathlib.Path)
     parser.add_argument("--arch", default=",".join(map(str, ARCHS)))
     parser.add_argument("--only", default="", help="variants whose name matches this regular expression")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     chosen = [v for v in table() if re.search(options.only, v.name())]
-    jobs = [(v, int(arch)) for arch in options.arch.split(",") for v in chosen]
+    archs = [int(arch) for arch in options.arch.split(",")]
     with ProcessPoolExecutor(options.jobs) as pool:
-        print("| kernel | arch | registers | spills | shared KB | warps | blocks an SM | tensor cores |\n|---|---|---|---|---|---|---|---|")
-        for variant, arch, found in pool.map(resources_of, jobs):
-            print(f"| {variant.name()} | sm_{arch} | {found.registers} | {found.spill} | {found.shared / 1024:.0f} | {found.warps} | "
-                  f"{occupancy(found, arch)} | {found.tensor_cores} |", flush=True)
+        results = pool.map(resources_of, [(v, arch) for v in chosen for arch in archs])
+        print("".join(["| kernel ", *(f"| sm_{arch} " for arch in archs), "|\n", "|---" * (len(archs) + 1), "|"]))
+        for variant in chosen:
+            cells = []
+            for arch in archs:
+                found = next(results)
+                assert found.atomics == 0, f"{variant.name()} has atomics"
+                cells.append(f"{found.registers}, {found.spill}, {found.shared / 1024:.0f}, {occupancy(found, arch)}")
+            print("|", " | ".join([variant.name(), *cells]), "|", flush=True)
     return 0
 
 

@@ -59,7 +59,7 @@ class _Options(NamedTuple):
         chosen = tiles(kernel, self.element_size, self.head_dim, self.arch, rows, bias=bias, exact=self.precision == "tf32x3")
         if INTERPRETED:  # programs are dear there, and small shapes should have several tiles
             chosen = {name: min(size, 2048 if name == "BLOCK" else 64 if name == "BLOCK_N" else 32) for name, size in chosen.items()}
-        return chosen
+        return chosen | {"enable_fp_fusion": True}
 
 
 def _options(tensor: Tensor, head_dim: int) -> _Options:

@@ -20,7 +20,7 @@ _BACKWARD_ROWS = {
 }
 _BACKWARD_KEYS = {
     (2, 64, 80): (32, 128, 8, 2), (2, 64, 90): (64, 128, 8, 2), (2, 128, 80): (32, 64, 8, 2), (2, 128, 90): (32, 128, 8, 2),
-    (4, 64, 80): (32, 32, 8, 1), (4, 64, 90): (32, 64, 8, 1), (4, 128, 80): (32, 64, 8, 1), (4, 128, 90): (32, 32, 8, 1),
+    (4, 64, 80): (32, 32, 8, 1), (4, 64, 90): (32, 64, 8, 1), (4, 128, 80): (32, 32, 8, 1), (4, 128, 90): (32, 32, 8, 1),
 }
 # The same with a bias, whose addresses and elements take registers too.
 _FORWARD_BIAS = {
@@ -53,11 +53,13 @@ def tiles(kernel: str, element_size: int, head_dim: int, arch: int, rows: int = 
     are three of tf32 each."""
     d, half = block_d(head_dim), element_size == 2
     if kernel in _ATTENTION:
-        key = element_size, 64 if d <= 64 else 128, 80 if arch < 90 else 90
+        # GeForce kinds (8.6, 8.9, 12.0) have 99 KB of shared memory a block, which the tiles of 8.0 keep to.
+        key = element_size, 64 if d <= 64 else 128, 90 if 90 <= arch < 120 else 80
         sizes = _LARGE[kernel] if d > 128 else _EXACT[kernel] if exact else _ATTENTION[kernel][bias][key]
+        if kernel == "attention_backward_keys" and arch >= 100 and sizes == (32, 128, 8, 2) and d == 128:
+            sizes = (64, 64, 8, 2)  # tcgen05 wants other registers
         return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), sizes))
-    large = d > 128
-    few = rows <= 64
+    large, few = d > 128, rows <= 64
     if kernel == "list_rows":
         return {"BLOCK": LIST_BLOCK, "num_warps": 8, "num_stages": 1}
     if kernel == "attention_decode":
@@ -69,7 +71,7 @@ def tiles(kernel: str, element_size: int, head_dim: int, arch: int, rows: int = 
                 "num_warps": 4 if few else 8, "num_stages": 3 if half else 2}
     if kernel == "combine_heads":
         return {"BLOCK_M": 16 if few else 32 if large else 128, "BLOCK_N": 128 if half and not large else 64,
-                "num_warps": 4 if few else 8, "num_stages": 3 if half and not large else 2 if not large else 1}
+                "num_warps": 4 if few else 8, "num_stages": 1 if large else 3 if half and 90 <= arch < 120 else 2}
     if kernel == "weight_gradient":
         return {"BLOCK_N": 64 if large else 128, "BLOCK_K": 64 if half and not large else 32, "num_warps": 8,
                 "num_stages": 3 if half and not large else 1 if large else 2}
