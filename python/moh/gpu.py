@@ -36,6 +36,11 @@ def kernels(name: str) -> types.ModuleType:
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
+def present() -> bool:
+    """Whether triton is installed; it is imported by the first call that needs it."""
+    return importlib.util.find_spec("triton") is not None and _folder() is not None
+
+
 @functools.cache
 def unavailable_reason() -> str:
     """Empty: the kernels can be compiled here (which does not mean that there is a GPU)."""

@@ -241,7 +241,7 @@ def _register() -> None:
     _fragment = torch.library.Library("moh", "FRAGMENT")
     if not whole:
         _define()
-    if not gpu.unavailable_reason():
+    if gpu.present():
         _register_gpu(whole)
 
 

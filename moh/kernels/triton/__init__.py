@@ -8,7 +8,7 @@
     projection.py     products between hidden states and heads
     tiles.py          sizes of tiles, warps and stages
     launch.py         torch tensors in, launches out (the only file here that needs torch)
-    compile.py        ahead of time: cubins, PTX and their table
+    compile.py        what the compiler makes of them, without a GPU
 
 No kernel waits for the host or lets it wait: grids are upper bounds known from shapes, and programs beyond what the device
 counted end at once. So a call can be captured in a CUDA graph."""
