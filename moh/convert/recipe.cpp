@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
-#include <numeric>
 
 #include "moh/base/error.h"
 #include "moh/convert/journal.h"
@@ -13,6 +13,7 @@
 #include "moh/convert/router_fit.h"
 #include "moh/convert/selection.h"
 #include "moh/layers/routers/linear.h"
+#include "moh/ops/autocast.h"
 
 namespace moh::convert {
 namespace {
@@ -22,6 +23,10 @@ using models::Llama;
 using models::LlamaConfig;
 
 constexpr double kSecondsBetweenSaves = 20;
+// Gradients are dear, and what is made of them, a mean for a whole layer, needs fewer tokens than the regressions.
+constexpr std::int64_t kGradientWindows = 16;
+// Time of the passes, in units of one forward pass over the windows that they read.
+constexpr double kGradientPasses = 4, kRouterPasses = 1.2, kAmongOthersPasses = 1.8, kRefitPasses = 1.5;
 
 std::string prefix(std::int64_t layer) { return "model.layers." + std::to_string(layer) + ".self_attn."; }
 
@@ -58,27 +63,43 @@ class Conversion {
         options_(options),
         length_(window_length(dense.config(), options.calibration)),
         windows_(window_count(options.calibration, length_)),
+        gradient_windows_(std::min(windows_, kGradientWindows)),
         group_(options.select == "kv-group" ? dense.config().num_attention_heads / dense.config().num_key_value_heads
                                             : 1),
         choices_(dense.config().num_attention_heads / group_),
         layers_(dense.config().num_hidden_layers),
         statistics_(options.statistics, statistics_settings()),
         journal_(options.journal, settings()) {
-    for (std::int64_t i = 0; i < windows_; ++i) ids_.push_back(window_ids(options.calibration, length_, i));
+    const double part = static_cast<double>(gradient_windows_) / static_cast<double>(windows_);
+    const double lengths[] = {kGradientPasses * part, kRouterPasses * part, kAmongOthersPasses, kRefitPasses};
+    Pass* const passes[] = {&gradients_, &first_, &among_, &last_};
+    for (int i = 0; i < 4; ++i) {
+      *passes[i] = {all_passes_, lengths[i]};
+      all_passes_ += lengths[i];
+    }
   }
 
   Llama run() {
     measure_loss();
     const c10::NoGradGuard no_grad;
     fit_routers();
-    return refit();
+    LlamaConfig config = planned_config();
+    if (!options_.weighted) {
+      fit_among_others(config);
+      config = planned_config();
+    }
+    return refit(std::move(config));
   }
 
  private:
   Json statistics_settings() const {
-    Json json = {{"select", options_.select}, {"mean_heads", options_.mean_heads},
-                 {"windows", windows_},       {"sequence", length_},
-                 {"model", checksum(dense_)}, {"weights", c10::toString(options_.weights)}};
+    Json json = {{"select", options_.select},
+                 {"mean_heads", options_.mean_heads},
+                 {"windows", windows_},
+                 {"sequence", length_},
+                 {"model", checksum(dense_)},
+                 {"weights", c10::toString(options_.weights)},
+                 {"products", c10::toString(options_.autocast.value_or(at::kFloat))}};
     for (std::int64_t i = 0; i < windows_; ++i) {
       const Tensor ids = window_ids(options_.calibration, length_, i);
       json["text"].push_back((ids * at::arange(1, ids.size(1) + 1)).sum().item<std::int64_t>());
@@ -90,10 +111,20 @@ class Conversion {
             {"weighted", options_.weighted},   {"refit", options_.refit},   {"statistics", statistics_settings()}};
   }
 
-  // Passes in units of one forward pass over the text: 3 + 1 + 2.
-  void step(double passes, const char* what) {
+  // A part of the work, as it shows in the progress.
+  struct Pass {
+    double start = 0, length = 0;
+  };
+  void step(const Pass& pass, double done, const char* what) {
     if (options_.stop && options_.stop()) throw Stopped();
-    if (options_.progress) options_.progress(passes / 6, what);
+    if (options_.progress) options_.progress((pass.start + pass.length * done) / all_passes_, what);
+  }
+  // The i-th of the windows that gradients are taken of: spread as all of them, texts in turn.
+  std::int64_t gradient_window(std::int64_t i) const {
+    const auto texts = static_cast<std::int64_t>(options_.calibration.texts.size());
+    const std::int64_t rounds = windows_ / texts, wanted = gradient_windows_ / texts;
+    if (gradient_windows_ == windows_ || wanted == 0 || rounds < wanted) return i;
+    return i / texts * (rounds / wanted) * texts + i % texts;
   }
 
   void measure_loss() {
@@ -110,13 +141,14 @@ class Conversion {
     }
     using Clock = std::chrono::steady_clock;
     auto saved_at = Clock::now();
-    while (metric_.windows < windows_) {
+    while (metric_.windows < gradient_windows_) {
       std::int64_t layer = 0;
-      add_window(metric_, dense_, options_.calibration, [&] {
+      add_window(metric_, dense_, options_.calibration, gradient_window(metric_.windows), options_.autocast, [&] {
         const double inside = static_cast<double>(layer++) / static_cast<double>(2 * layers_ + 1);
-        step(3 * (static_cast<double>(metric_.windows) + inside) / static_cast<double>(windows_), "gradients");
+        const double done = (static_cast<double>(metric_.windows) + inside) / static_cast<double>(gradient_windows_);
+        step(gradients_, done, "gradients");
       });
-      const bool last = metric_.windows == windows_;
+      const bool last = metric_.windows == gradient_windows_;
       if (!last && std::chrono::duration<double>(Clock::now() - saved_at).count() < kSecondsBetweenSaves) continue;
       io::NamedTensors entry = {{"windows", at::full({}, metric_.windows, at::TensorOptions(at::kLong))}};
       for (std::int64_t i = 0; i < layers_; ++i) {
@@ -128,31 +160,46 @@ class Conversion {
     }
   }
 
-  // What the dense layer sees and makes of hidden states: its input [N, C] and its heads [N, choices, width].
+  // What the dense layer sees and makes of hidden states.
   struct Seen {
-    Tensor input, heads;
+    Tensor input, heads, attended;  // [N, C], [N, choices, width], [N, C]
   };
-  Seen look(std::int64_t layer, const std::vector<Tensor>& stream, double passes, const char* what) {
-    std::vector<Tensor> inputs, heads;
+  Seen look(std::int64_t layer, const std::vector<Tensor>& stream, const Pass& pass, const char* what) {
+    std::vector<Tensor> inputs, heads, attended;
     for (std::size_t i = 0; i < stream.size(); ++i) {
-      step(passes + static_cast<double>(i) / static_cast<double>(stream.size() * layers_), what);
+      step(pass, place(layer, i, 2 * stream.size()), what);
+      const ops::Autocast products(options_.autocast);
       const auto output = dense_.forward({.layers = models::LayerRange{layer, 1, stream[i], /*heads_only=*/true},
                                           .keep_router_inputs = true,
                                           .keep_heads = true});
-      inputs.push_back(output.router_inputs[0].input.flatten(0, 1));
-      heads.push_back(output.heads[0].reshape({length_, choices_, -1}));
+      inputs.push_back(output.router_inputs[0].input.flatten(0, 1).to(at::kFloat));
+      heads.push_back(output.heads[0].reshape({length_, choices_, -1}).to(at::kFloat));
+      attended.push_back(output.range_hidden.flatten(0, 1).to(at::kFloat));
     }
-    return {at::cat(inputs), at::cat(heads)};
+    return {at::cat(inputs), at::cat(heads), at::cat(attended)};
   }
-  void move(const Llama& model, std::int64_t layer, std::vector<Tensor>& stream, double passes, const char* what) {
+  // The stream behind the layer, whose attention gives `attended`.
+  void move(std::int64_t layer, const Tensor& attended, std::vector<Tensor>& stream, const Pass& pass,
+            const char* what) {
+    if (layer + 1 == layers_) return;
     for (std::size_t i = 0; i < stream.size(); ++i) {
-      step(passes + static_cast<double>(i) / static_cast<double>(stream.size() * layers_), what);
-      stream[i] = model.forward({.layers = models::LayerRange{layer, 1, stream[i]}}).range_hidden;
+      step(pass, place(layer, stream.size() + i, 2 * stream.size()), what);
+      const ops::Autocast products(options_.autocast);
+      models::LayerRange range{layer, 1, stream[i]};
+      range.attended = attended.narrow(0, static_cast<std::int64_t>(i) * length_, length_).unsqueeze(0);
+      stream[i] = dense_.forward({.layers = range}).range_hidden;
     }
   }
-  std::vector<Tensor> embedded() const {
+  double place(std::int64_t layer, std::size_t done, std::size_t all) const {
+    return (static_cast<double>(layer) + static_cast<double>(done) / static_cast<double>(all)) /
+           static_cast<double>(layers_);
+  }
+  std::vector<Tensor> embedded(bool all) const {
     std::vector<Tensor> stream;
-    for (const Tensor& ids : ids_) stream.push_back(dense_.embed(ids.narrow(1, 0, length_)));
+    for (std::int64_t i = 0; i < (all ? windows_ : gradient_windows_); ++i) {
+      const Tensor ids = window_ids(options_.calibration, length_, all ? i : gradient_window(i));
+      stream.push_back(dense_.embed(ids.narrow(1, 0, length_)));
+    }
     return stream;
   }
   Tensor rounded(const Tensor& tensor) const { return tensor.to(options_.weights).to(at::kFloat); }
@@ -162,32 +209,59 @@ class Conversion {
     Tensor scores;        // [N, choices] on the dense stream
     std::vector<double> rank_cost;
   };
+  Router router_of(const RouterFit& fit, const Tensor& input, const Tensor& costs) const {
+    Router router{rounded(fit.weight), rounded(fit.bias), {}, {}};
+    router.scores = layers::linear_scores(input, router.weight, router.bias);
+    router.rank_cost = rank_costs(router.scores, costs);
+    return router;
+  }
 
+  // Routers that know what a head costs by itself: of the windows that the metric is of. They serve every share.
   void fit_routers() {
-    std::vector<Tensor> stream = embedded();
+    routers_ =
+        routers_by_layer(statistics_, "router-", embedded(false), first_, [&](std::int64_t layer, const Seen& seen) {
+          const Tensor costs = head_scores(metric_, layer, seen.heads, projection(layer), options_.mean_heads);
+          return router_of(fit_router_to_costs(seen.input, costs), seen.input, costs);
+        });
+  }
+
+  // Routers that know what a head costs among those that `config` takes beside it.
+  void fit_among_others(const LlamaConfig& config) {
+    routers_ = routers_by_layer(journal_, "among-", embedded(true), among_, [&](std::int64_t layer, const Seen& seen) {
+      const RouterFit alone = fit_router_to_costs(
+          seen.input, head_scores(metric_, layer, seen.heads, projection(layer), options_.mean_heads));
+      const Tensor scores = layers::linear_scores(seen.input, alone.weight, alone.bias);
+      const Tensor gates = layers::route_linear(scores, choice_of(config, layer)).gates;
+      const Tensor costs = costs_among_others(metric_, layer, seen.heads, gates, projection(layer),
+                                              outputs_for(seen.heads, gates, projection(layer)));
+      return router_of(fit_router_to_costs(seen.input, costs, alone), seen.input, costs);
+    });
+  }
+
+  template <class Fit>
+  std::vector<Router> routers_by_layer(const Journal& kept, const std::string& name, std::vector<Tensor> stream,
+                                       const Pass& pass, const Fit& fit) {
+    const auto entry = [&](std::int64_t layer) { return name + std::to_string(layer); };
+    const bool all_known = kept.has(entry(layers_ - 1));
+    std::vector<Router> routers;
     for (std::int64_t layer = 0; layer < layers_; ++layer) {
-      const std::string entry = "router-" + std::to_string(layer);
-      const double passes = 3 + static_cast<double>(layer) / static_cast<double>(layers_);
+      Seen seen;
+      if (!all_known) seen = look(layer, stream, pass, "routers");
       Router router;
-      if (statistics_.has(entry)) {
-        const auto saved = statistics_.load(entry);
+      if (kept.has(entry(layer))) {
+        const auto saved = kept.load(entry(layer));
         router = {find(saved, "weight"), find(saved, "bias"), find(saved, "scores"), numbers(find(saved, "rank_cost"))};
       } else {
-        const Seen seen = look(layer, stream, passes, "routers");
-        const Tensor costs = head_scores(metric_, layer, seen.heads, options_.mean_heads);
-        const RouterFit fit = fit_router_to_costs(seen.input, costs);
-        router.weight = rounded(fit.weight);
-        router.bias = rounded(fit.bias);
-        router.scores = layers::linear_scores(seen.input, router.weight, router.bias);
-        router.rank_cost = rank_costs(router.scores, costs);
-        statistics_.save(entry, {{"weight", router.weight},
+        router = fit(layer, seen);
+        kept.save(entry(layer), {{"weight", router.weight},
                                  {"bias", router.bias},
                                  {"scores", router.scores},
                                  {"rank_cost", at::tensor(router.rank_cost, at::TensorOptions(at::kDouble))}});
       }
-      routers_.push_back(std::move(router));
-      if (layer + 1 < layers_) move(dense_, layer, stream, passes, "routers");
+      routers.push_back(std::move(router));
+      if (!all_known) move(layer, seen.attended, stream, pass, "routers");
     }
+    return routers;
   }
 
   LlamaConfig planned_config() {
@@ -222,8 +296,7 @@ class Conversion {
     return config;
   }
 
-  Llama refit() {
-    LlamaConfig config = planned_config();
+  Llama refit(LlamaConfig config) {
     io::NamedTensors tensors;
     const at::TensorOptions options(at::kFloat);
     for (const auto& spec : models::llama_parameters(config)) {
@@ -236,15 +309,15 @@ class Conversion {
                                                 : parameter(dense_, spec.name));
     }
     Llama model(config, std::move(tensors));
-    std::vector<Tensor> stream = embedded();
+    std::vector<Tensor> stream = embedded(true);
     for (std::int64_t layer = 0; layer < layers_; ++layer) {
       const std::string entry = "layer-" + std::to_string(layer);
-      const double passes = 4 + 2 * static_cast<double>(layer) / static_cast<double>(layers_);
+      const Seen seen = look(layer, stream, last_, "refit");
       io::NamedTensors weights;
       if (journal_.has(entry)) {
         weights = journal_.load(entry);
       } else {
-        weights = refit_layer(model, layer, look(layer, stream, passes, "refit"));
+        weights = refit_layer(model, layer, seen);
         journal_.save(entry, weights);
       }
       for (const auto& [name, tensor] : weights) {
@@ -254,12 +327,35 @@ class Conversion {
           parameter(model, prefix(layer) + name).copy_(tensor);
         }
       }
-      if (layer + 1 < layers_) {
-        move(model, layer, stream, passes + 1 / static_cast<double>(layers_), "refit");
+      const Tensor gates = gates_of(model, layer, seen.input);
+      const auto& known = dense_.config();
+      Tensor attended =
+          at::linear((seen.heads * gates.unsqueeze(-1)).flatten(1), parameter(model, prefix(layer) + "o_proj.weight"));
+      if (known.output_bias) attended += parameter(model, prefix(layer) + "o_proj.bias");
+      if (options_.mean_heads) {
+        attended += layers::mean_heads(gates, parameter(model, prefix(layer) + "head_mean.weight"),
+                                       parameter(model, prefix(layer) + "head_mean.bias"));
       }
+      move(layer, attended, stream, last_, "refit");
     }
     if (options_.progress) options_.progress(1, "refit");
     return model;
+  }
+
+  Tensor projection(std::int64_t layer) const { return parameter(dense_, prefix(layer) + "o_proj.weight"); }
+  OutputWeights outputs_for(const Tensor& heads, const Tensor& gates, const Tensor& projection) const {
+    if (options_.refit) return refit_outputs(heads, gates, projection, options_.mean_heads);
+    return options_.mean_heads ? mean_outputs(heads, gates, projection) : OutputWeights{projection, {}, {}};
+  }
+  layers::LinearChoice choice_of(const LlamaConfig& config, std::int64_t layer) const {
+    layers::LinearChoice choice{.top_k = config.top_k(layer) / group_, .weighted = options_.weighted};
+    if (config.moh->by_threshold()) choice.threshold = layers::layer_threshold(config.moh->own, layer);
+    return choice;
+  }
+  Tensor gates_of(const Llama& model, std::int64_t layer, const Tensor& input) const {
+    const Tensor scores = layers::linear_scores(input, parameter(model, prefix(layer) + "wg.weight"),
+                                                parameter(model, prefix(layer) + "wg.bias"));
+    return layers::route_linear(scores, choice_of(model.config(), layer)).gates;
   }
 
   // The layer's new tensors, named behind the attention's prefix.
@@ -267,22 +363,14 @@ class Conversion {
     const Router& router = routers_[layer];
     io::NamedTensors weights = {{"wg.weight", router.weight}, {"wg.bias", router.bias}};
     const Tensor scores = layers::linear_scores(seen.input, router.weight, router.bias);
-    layers::LinearChoice choice{.top_k = model.config().top_k(layer) / group_, .weighted = options_.weighted};
-    if (model.config().moh->by_threshold()) {
-      Json own = model.config().moh->own;
-      own["thresholds"][layer] = layer_thresholds(scores, shares_[layer]);
-      choice.threshold = layers::layer_threshold(own, layer);
-      weights.emplace_back("thresholds", at::tensor(own["thresholds"][layer].get<std::vector<double>>(),
-                                                    at::TensorOptions(at::kDouble)));
+    LlamaConfig config = model.config();
+    if (config.moh->by_threshold()) {
+      const std::vector<double> thresholds = layer_thresholds(scores, shares_[layer]);
+      config.moh->own["thresholds"][layer] = thresholds;
+      weights.emplace_back("thresholds", at::tensor(thresholds, at::TensorOptions(at::kDouble)));
     }
-    const Tensor gates = layers::route_linear(scores, choice).gates;
-    const Tensor projection = parameter(dense_, prefix(layer) + "o_proj.weight");
-    OutputWeights outputs{projection, {}, {}};
-    if (options_.refit) {
-      outputs = refit_outputs(seen.heads, gates, projection, options_.mean_heads);
-    } else if (options_.mean_heads) {
-      outputs = mean_outputs(seen.heads, gates, projection);
-    }
+    const Tensor gates = layers::route_linear(scores, choice_of(config, layer)).gates;
+    const OutputWeights outputs = outputs_for(seen.heads, gates, projection(layer));
     weights.emplace_back("o_proj.weight", rounded(outputs.projection));
     if (options_.mean_heads) {
       weights.emplace_back("head_mean.weight", rounded(outputs.mean));
@@ -293,9 +381,10 @@ class Conversion {
 
   const Llama& dense_;
   const RecipeOptions& options_;
-  const std::int64_t length_, windows_, group_, choices_, layers_;
+  const std::int64_t length_, windows_, gradient_windows_, group_, choices_, layers_;
   const Journal statistics_, journal_;
-  std::vector<Tensor> ids_;
+  Pass gradients_, first_, among_, last_;
+  double all_passes_ = 0;
   LossMetric metric_;
   std::vector<Router> routers_;
   std::vector<std::vector<double>> shares_;  // per layer, by overall share

@@ -1,16 +1,20 @@
 // Recipe "best": a dense model becomes one whose linear routers know what every head is worth for a token, without
-// training (docs/conversion.md). Three passes over calibration text:
+// training (docs/conversion.md). Passes over calibration text:
 //
-//   1. forward and back: what the loss loses when a head's output moves (loss_metric.h)
-//   2. forward: each layer's router, a regression of the scores on the layer's input (router_fit.h); thresholds for all
-//      layers together, or numbers of heads per layer, follow (selection.h)
-//   3. forward, layer by layer on the stream of the model converted so far: thresholds anew, which keep each layer's
+//   1. forward and back, some windows: what the loss loses when a layer's attention moves (loss_metric.h)
+//   2. forward, the same windows: a first router for each layer, a regression of what a head costs by itself on the
+//      layer's input (router_fit.h); a threshold for all layers, or numbers of heads per layer, follow (selection.h)
+//   3. forward, all windows: routers anew, from what a head costs among those that were taken beside it; thresholds or
+//      numbers anew (weighted gates keep the routers of pass 2)
+//   4. forward, layer by layer on the stream of the model converted so far: thresholds anew, which keep each layer's
 //      share, and the output projection refitted (refit.h)
 //
-// Beside the weights in fp32, memory holds one layer's statistics and the hidden states of the text.
+// Beside the weights in fp32, memory holds one layer's statistics, every layer's metric [C, C] and the hidden states of
+// the text.
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "moh/convert/calibration.h"
@@ -29,7 +33,10 @@ struct RecipeOptions {
   std::string straight_through = "none";  // tuning leaves the routers as they were fitted
   Calibration calibration;
   at::ScalarType weights =
-      at::kFloat;       // type that the weights will be saved in: they are rounded to it as they are made
+      at::kFloat;  // type that the weights will be saved in: they are rounded to it as they are made
+  // Matrix products of the passes in bf16: twice as fast on CPUs that have them, and as good (docs/conversion.md). Sums
+  // and solutions stay in fp32 and float64.
+  std::optional<at::ScalarType> autocast = {};
   // Folders that a stopped conversion goes on from; "": none. What the first two passes find is the same for every
   // share, so that its folder may serve several conversions.
   std::string statistics, journal;

@@ -10,7 +10,7 @@ using at::Tensor;
 
 namespace {
 
-constexpr double kProjectionPenalty = 0.01, kMeanPenalty = 0.001;
+constexpr double kProjectionPenalty = 0.03, kMeanPenalty = 0.001;
 constexpr std::int64_t kRows = 1024;  // that are laid out at a time
 
 }  // namespace

@@ -10,12 +10,12 @@ using at::Tensor;
 
 namespace {
 
-constexpr double kPenalty = 0.1, kFloor = 1e-3, kLargestStep = 9;
-constexpr int kSteps = 3;
+constexpr double kPenalty = 0.1, kFloor = 1e-3, kLargestStep = 9, kLowestStep = -3;
+constexpr int kSteps = 3, kMoreSteps = 2;  // from nothing; from a fit that there is, where more would overfit
 
 }  // namespace
 
-RouterFit fit_router_to_costs(const Tensor& inputs, const Tensor& costs) {
+RouterFit fit_router_to_costs(const Tensor& inputs, const Tensor& costs, const std::optional<RouterFit>& start) {
   const Tensor mean = inputs.mean(0), centred = inputs - mean;
   Tensor gram = at::matmul(centred.t(), centred).to(at::kDouble);
   gram.diagonal().add_(kPenalty * gram.diagonal().mean());
@@ -28,10 +28,10 @@ RouterFit fit_router_to_costs(const Tensor& inputs, const Tensor& costs) {
     return {slope.t().contiguous(), target_mean - at::matmul(mean.to(at::kDouble), slope)};
   };
   const Tensor wide = costs.to(at::kDouble);
-  RouterFit fit = regress((wide + (kFloor * wide.mean(0)).clamp_min(1e-30)).log());
-  for (int step = 0; step < kSteps; ++step) {
+  RouterFit fit = start ? *start : regress((wide + (kFloor * wide.mean(0)).clamp_min(1e-30)).log());
+  for (int step = 0; step < (start ? kMoreSteps : kSteps); ++step) {
     const Tensor scores = at::linear(inputs, fit.weight.to(inputs.scalar_type())).to(at::kDouble) + fit.bias;
-    fit = regress(scores + (wide / scores.exp()).sub(1).clamp_max(kLargestStep));
+    fit = regress(scores + (wide / scores.exp()).sub(1).clamp(kLowestStep, kLargestStep));
   }
   return fit;
 }

@@ -329,7 +329,10 @@ Tensor Llama::run_layer(std::int64_t index, const layers::RouterSetting& setting
   const auto added = [&](const Tensor& to, const Tensor& branch) {
     return config_.residual_multiplier == 1 ? to + branch : to + branch * config_.residual_multiplier;
   };
-  const Tensor attended = attention(index, setting, normed(hidden, layer.before_attention), pass, output);
+  const auto& range = pass.input.layers;
+  const bool given = range && index == range->first && range->attended.defined();
+  const Tensor attended =
+      given ? range->attended : attention(index, setting, normed(hidden, layer.before_attention), pass, output);
   if (heads_only) return attended;
   const Tensor middle = added(hidden, normed(attended, layer.after_attention));
   const Tensor x = normed(middle, layer.before_mlp);
@@ -449,7 +452,10 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
     }
     const bool heads_only = input.layers && input.layers->heads_only && i + 1 == end;
     hidden = run_layer(i, setting, hidden, pass, output, heads_only);
-    if (heads_only) return output;
+    if (heads_only) {
+      output.range_hidden = hidden;
+      return output;
+    }
   }
   if (input.layers) {
     output.range_hidden = hidden;

@@ -37,8 +37,9 @@ struct PagedKeys {
 // Some layers by themselves, as conversion works.
 struct LayerRange {
   std::int64_t first, count;
-  at::Tensor hidden;        // [B, T, C], what layer `first` reads
-  bool heads_only = false;  // the last layer's heads are all that is wanted of it (keep_heads)
+  at::Tensor hidden;         // [B, T, C], what layer `first` reads
+  bool heads_only = false;   // the last layer's heads are all that is wanted of it (keep_heads)
+  at::Tensor attended = {};  // what layer `first` is to take for its attention's output, which is then not computed
 };
 
 struct LlamaInput {
@@ -70,9 +71,9 @@ struct LlamaOutput {
   std::vector<at::Tensor> hidden;          // per layer [B, T, C]; only with keep_hidden
   std::vector<RouterInput> router_inputs;  // per layer; only with keep_router_inputs
   std::vector<at::Tensor> heads;           // per layer [B, T, H, D], gated; only with keep_heads
-  at::Tensor range_hidden;                 // [B, T, C], what a LayerRange leaves
-  at::Tensor last_hidden;                  // [B, T, C] after the final norm
-  std::vector<ops::Routing> routing;       // one per layer of a MoH model (all-shared layers have empty indices)
+  at::Tensor range_hidden;            // [B, T, C], what a LayerRange leaves; with heads_only the attention's output
+  at::Tensor last_hidden;             // [B, T, C] after the final norm
+  std::vector<ops::Routing> routing;  // one per layer of a MoH model (all-shared layers have empty indices)
   at::Tensor load_balance_loss;  // if wanted: mean over the layers that route, without beta; undefined if none does
 };
 

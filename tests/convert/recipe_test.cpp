@@ -63,7 +63,7 @@ TEST(ConvertRefit, HeadsThatRunStandInForTheOthers) {
     const Tensor mean = heads.select(1, j).index({out}).mean(0);
     prior[choices * width + j].copy_(at::matmul(projection.narrow(1, j * width, width), mean));
   }
-  penalty.narrow(0, 0, choices * width).fill_(0.01 * gated.square().sum(0).mean().item<double>());
+  penalty.narrow(0, 0, choices * width).fill_(0.03 * gated.square().sum(0).mean().item<double>());
   const Tensor expected = least_squares(phi, target, penalty, prior);
   EXPECT_TRUE(at::allclose(got.projection, expected.narrow(0, 0, 12).t(), 1e-8, 1e-9));
   EXPECT_TRUE(at::allclose(got.mean, expected.narrow(0, 12, 3).t(), 1e-8, 1e-9));
@@ -205,23 +205,59 @@ TEST_F(ConvertRecipe, ScoresAreSecondOrderCosts) {
     const auto importance = measure_heads(dense, config, calibration).importance;
     LossMetric metric = new_metric(dense.config(), group);
     int steps = 0;
-    add_window(metric, dense, calibration, [&] { ++steps; });
+    add_window(metric, dense, calibration, 0, std::nullopt, [&] { ++steps; });
     EXPECT_EQ(steps, 7);
     const c10::NoGradGuard no_grad;
     Tensor hidden = dense.embed(window_ids(calibration, 2, 0).narrow(1, 0, 2));
     for (std::int64_t layer = 0; layer < 3; ++layer) {
       const auto output = dense.forward({.layers = LayerRange{layer, 1, hidden}, .keep_heads = true});
       const Tensor heads = output.heads[0].reshape({2, 4 / group, -1});
-      const Tensor scores = head_scores(metric, layer, heads, /*centred=*/false);
+      const std::string name = "model.layers." + std::to_string(layer) + ".self_attn.o_proj.weight";
+      Tensor projection;
+      for (const auto& [key, tensor] : dense.parameters()) {
+        if (key == name) projection = tensor;
+      }
+      const Tensor scores = head_scores(metric, layer, heads, projection, /*centred=*/false);
       EXPECT_TRUE(at::allclose(scores[1], importance[layer][1], 1e-3, 1e-7)) << layer;
-      const Tensor centred = head_scores(metric, layer, heads, /*centred=*/true);
+      const Tensor centred = head_scores(metric, layer, heads, projection, /*centred=*/true);
       const Tensor moved = (heads[1] - heads.mean(0)).to(at::kDouble);
-      const Tensor expected = at::einsum("cw,cwv,cv->c", {moved, metric.second[layer], moved});
+      const Tensor columns = projection.to(at::kDouble).reshape({-1, 4 / group, heads.size(2)});
+      const Tensor reached = at::einsum("cw,kcw->ck", {moved, columns});
+      const Tensor expected = at::einsum("ck,kl,cl->c", {reached, metric.second[layer].to(at::kDouble), reached});
       EXPECT_TRUE(at::allclose(centred[1].to(at::kDouble), expected, 1e-3, 1e-7)) << layer;
       hidden = output.range_hidden;
     }
     EXPECT_TRUE(at::allclose(dense.logits(dense.final_norm(hidden)),
                              dense.forward({.ids = window_ids(calibration, 2, 0).narrow(1, 0, 2)}).logits));
+  }
+}
+
+// Against the definition: every gate turned over, one at a time.
+TEST(ConvertLossMetric, CostsAmongOthersAreTheDifferenceThatAGateMakes) {
+  at::manual_seed(6);
+  const std::int64_t rows = 1030, choices = 3, width = 4, hidden = 5;
+  const Tensor heads = at::randn({rows, choices, width}, kWide) + 0.3;
+  const Tensor gates = at::rand({rows, choices}, kWide).gt(0.4).to(at::kDouble);
+  const Tensor projection = at::randn({hidden, choices * width}, kWide), half = at::randn({hidden, hidden});
+  const Tensor product = at::matmul(half, half.t());
+  const LossMetric metric{.second = {product + product.t()}, .windows = 1, .tokens = 8, .scored = 7};
+  const Tensor loss = metric.second[0].to(at::kDouble) / 7;
+  for (const bool with_means : {true, false}) {
+    const OutputWeights outputs = refit_outputs(heads, gates, projection, with_means);
+    const auto cost = [&](const Tensor& some) {
+      Tensor left = at::matmul(heads.flatten(1), projection.t()) -
+                    at::matmul((heads * some.unsqueeze(-1)).flatten(1), outputs.projection.t());
+      if (with_means) left = left - at::matmul(1 - some, outputs.mean.t()) - outputs.mean_bias;
+      return (at::matmul(left, loss) * left).sum(-1);
+    };
+    const Tensor got = costs_among_others(metric, 0, heads, gates, projection, outputs);
+    for (std::int64_t j = 0; j < choices; ++j) {
+      Tensor with = gates.clone(), without = gates.clone();
+      with.select(1, j).fill_(1);
+      without.select(1, j).fill_(0);
+      EXPECT_TRUE(at::allclose(got.select(1, j), cost(without) - cost(with), 1e-6, 1e-8)) << j;
+    }
+    EXPECT_TRUE(got.lt(0).any().item<bool>());
   }
 }
 
