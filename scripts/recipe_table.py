@@ -2,7 +2,7 @@
 """A dense language model beside what `moh convert --recipe best` makes of it: perplexity, benchmarks, speed.
 
     scripts/recipe_table.py MODEL OUT --data wiki.txt --data books.txt --text WikiText-2=held.txt --text books=other.txt \\
-        [--tasks FOLDER] [--shares 0.89,0.78,0.67,0.5] [--groups 0.67] [--limit N] [--windows N] [-- MORE CONVERT OPTIONS]
+        [--tasks FOLDER] [--shares 0.89,0.78,0.67,0.5] [--groups 0.67] [--limit N] [--windows N] [--convert "OPTIONS of moh convert"]
 
 Converts once for every share (what is in OUT already stays), measures all and prints Markdown. OUT/table.json holds every
 figure; `moh report OUT/figure.json --out figure.html` draws quality against share. Perplexity: windows of 512 tokens from
@@ -12,6 +12,7 @@ the beginning of every text. Tasks are 0-shot. Speed: `moh generate` in turns wi
 import argparse
 import json
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ KEYS = {"lambada_openai": "acc", "boolq": "acc"}  # others: acc_norm, as they ar
 def run(*arguments):
     done = subprocess.run([str(MOH), *map(str, arguments), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"moh {' '.join(map(str, arguments))}\n{done.stderr}")
+        sys.exit(f"moh {' '.join(str(word)[:80] for word in arguments)}\n{done.stderr}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -53,7 +54,7 @@ class Table:
             kept = self.out / ("statistics-groups" if more else "statistics")
             start = time.time()
             run("convert", self.options.model, folder, "--recipe", "best", "--activated", share, *texts, "--statistics", kept,
-                "--threads", self.options.threads, *more, *self.options.more)
+                "--threads", self.options.threads, *more, *shlex.split(self.options.convert))
             self.remember(name, "seconds", lambda: time.time() - start)
         return folder
 
@@ -69,7 +70,7 @@ class Table:
                                                       *self.common)[0])
 
     def speed(self, name, folder):
-        prompt = pathlib.Path(self.options.text[0].partition("=")[2]).read_text()[:6000]
+        prompt = pathlib.Path(self.options.text[0].partition("=")[2]).read_text()[:self.options.prompt]
 
         def both():
             rates = {"dense": [], "moh": []}
@@ -96,8 +97,9 @@ def main():
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--prompt", type=int, default=4000, help="characters of the first text that speed is measured with")
     parser.add_argument("--rounds", type=int, default=3, help="0: no speed")
-    parser.add_argument("more", nargs="*")
+    parser.add_argument("--convert", default="", metavar="OPTIONS", help="more options of moh convert, one word")
     options = parser.parse_args()
 
     table = Table(options)
