@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <future>
 #include <mutex>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -70,6 +71,7 @@ struct Group::Impl {
   c10::intrusive_ptr<c10d::Backend> gloo;
   std::atomic<std::int64_t> sent{0};
   std::int64_t found = 0;  // from_first so far
+  bool store_is_gone = false;
 
   // A thread that answers, if somebody fails, whether this process waits for the others or they for it.
   std::mutex mutex;
@@ -108,35 +110,65 @@ struct Group::Impl {
 
   // What a collective that failed means to the user.
   [[noreturn]] void broken(const char* what, const std::string& detail) {
-    std::vector<int> missing;
-    try {
-      store->set(kFailed, bytes_of("1"));
-      store->set(answer_key(me.rank), bytes_of("waiting"));
-      const auto until = Clock::now() + kRollCall;
-      for (;;) {
-        if (store->check({kError})) {
-          throw ToldElsewhere("[distributed] another process failed: " + text_of(store->get(kError)));
-        }
-        missing.clear();
-        bool all_answered = true;
-        for (int rank = 0; rank < me.size; ++rank) {
-          const bool answered = store->check({answer_key(rank)});
-          all_answered = all_answered && answered;
-          if (!answered || text_of(store->get(answer_key(rank))) != "waiting") missing.push_back(rank);
-        }
-        // Those that answer do so at once; a process that just failed may still be about to say why.
-        if (Clock::now() > until || (all_answered && Clock::now() > until - kRollCall / 2)) break;
-        std::this_thread::sleep_for(kLook);
+    struct Answers {
+      std::vector<int> missing;
+      std::string told, unreachable;
+    };
+    const auto call = [this] {
+      Answers answers;
+      try {
+        answers.missing = roll_call(answers.told);
+      } catch (const std::exception& error) {
+        answers.unreachable = first_line(error.what());
       }
-    } catch (const ToldElsewhere&) {
-      throw;
-    } catch (const std::exception& error) {
-      fail("[distributed] `", what, "` failed and ", me.store_elsewhere ? "the starting process" : "process 0",
-           ", which keeps the store at ", me.host, ":", me.port, ", cannot be reached: ", first_line(error.what()));
+      return answers;
+    };
+    // In a thread of its own: where the network itself is gone, the store may not answer for a quarter of an hour. This
+    // process ends before that.
+    auto task = std::make_shared<std::packaged_task<Answers()>>(call);
+    auto future = task->get_future();
+    std::thread([task] { (*task)(); }).detach();
+    Answers answers;
+    if (future.wait_for(2 * kRollCall) == std::future_status::ready) {
+      answers = future.get();
+    } else {
+      answers.unreachable = "no answer";
     }
+    if (!answers.told.empty()) throw ToldElsewhere("[distributed] another process failed: " + answers.told);
+    if (!answers.unreachable.empty()) {
+      store_is_gone = true;
+      fail("[distributed] `", what, "` failed and ", me.store_elsewhere ? "the starting process" : "process 0",
+           ", which keeps the store at ", me.host, ":", me.port, ", cannot be reached: ", answers.unreachable);
+    }
+    const auto& missing = answers.missing;
     if (missing.empty()) fail("[distributed] `", what, "` failed: ", detail);
     fail("[distributed] ", named(missing, me.size), missing.size() == 1 ? " is" : " are", " missing at `", what,
          "`: ended, stopped or busy with something else for more than ", me.timeout, " s");
+  }
+
+  // Processes that do not answer or do not wait for the others. `told`: the message of a process that has said why it
+  // fails.
+  std::vector<int> roll_call(std::string& told) {
+    store->set(kFailed, bytes_of("1"));
+    store->set(answer_key(me.rank), bytes_of("waiting"));
+    const auto until = Clock::now() + kRollCall;
+    std::vector<int> missing;
+    for (;;) {
+      if (store->check({kError})) {
+        told = text_of(store->get(kError));
+        return missing;
+      }
+      missing.clear();
+      bool all_answered = true;
+      for (int rank = 0; rank < me.size; ++rank) {
+        const bool answered = store->check({answer_key(rank)});
+        all_answered = all_answered && answered;
+        if (!answered || text_of(store->get(answer_key(rank))) != "waiting") missing.push_back(rank);
+      }
+      // Those that answer do so at once; a process that just failed may still be about to say why.
+      if (Clock::now() > until || (all_answered && Clock::now() > until - kRollCall / 2)) return missing;
+      std::this_thread::sleep_for(kLook);
+    }
   }
 
   template <class Call>
@@ -215,6 +247,11 @@ Group::~Group() {
     impl_->ended = true;
   }
   impl_->changed.notify_all();
+  if (impl_->store_is_gone) {  // threads still wait for it; they end with the process
+    impl_->watcher.detach();
+    impl_.release();  // NOLINT: theirs
+    return;
+  }
   impl_->watcher.join();
 }
 
@@ -287,7 +324,7 @@ std::string Group::from_first(const std::function<std::string()>& find, const ch
 }
 
 bool Group::claim_error(const std::string& message) const {
-  if (alone()) return true;
+  if (alone() || impl_->store_is_gone) return true;
   try {
     const auto mine = bytes_of("process " + std::to_string(rank()) + ": " + message);
     return impl_->store->compareSet(kError, {}, mine) == mine;

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "moh/base/error.h"
@@ -16,6 +17,7 @@ using at::Tensor;
 
 namespace {
 
+constexpr std::int64_t kLeastBucketNumbers = 1 << 16;
 constexpr std::size_t kNowhere = ~std::size_t{0};
 
 }  // namespace
@@ -54,15 +56,18 @@ ShardedAdamW::ShardedAdamW(io::NamedTensors parameters, const std::vector<bool>&
       reduce_(reduce),
       places_(parameters_.size(), {kNowhere, 0}),
       used_(parameters_.size(), 0) {
-  // The last parameters' gradients come first.
-  std::int64_t numbers = 0;
+  // The last parameters' gradients come first. Small models have smaller buckets, or there would be nothing to send
+  // before the backward pass ends.
+  std::int64_t numbers = 0, all = 0;
+  for (const auto& [name, parameter] : parameters_) all += parameter.requires_grad() ? parameter.numel() : 0;
+  const std::int64_t most = std::clamp(all / 16, kLeastBucketNumbers, kBucketNumbers);
   for (std::size_t i = parameters_.size(); i-- > 0;) {
     const Tensor& parameter = parameters_[i].second;
     if (!parameter.requires_grad()) continue;
     MOH_CHECK(parameter.is_cpu() && parameter.scalar_type() == at::kFloat,
               "[distributed] several processes train fp32 ", "weights on the CPU; `", parameters_[i].first, "` is ",
               parameter.scalar_type(), " on ", parameter.device());
-    if (buckets_.empty() || (numbers > 0 && numbers + parameter.numel() > kBucketNumbers)) {
+    if (buckets_.empty() || (numbers > 0 && numbers + parameter.numel() > most)) {
       buckets_.emplace_back();
       numbers = 0;
     }
