@@ -12,7 +12,7 @@
 #include "bench/plain_dit.h"
 #include "bench/reference.h"
 #include "moh/base/error.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/models/dit_cost.h"
 #include "moh/ops/autocast.h"
 
@@ -85,7 +85,7 @@ Row run_dit(const Case& given, const Options& options) {
   const Tensor t = at::randint(1000, {c.batch}, random, at::TensorOptions(at::kLong));
   const Tensor y = at::randint(config.num_classes, {c.batch}, random, at::TensorOptions(at::kLong));
   const auto autocast = ops::autocast_type(c.dtype);
-  const generate::MemoryPool pool;  // for both sides, as in sampling
+  const ops::MemoryPool pool;  // for both sides, as in sampling
 
   Measured measured;
   PlainDit authors(model);

@@ -88,6 +88,11 @@ const Column& column_of(const std::string& name) {
       {"mean_ratio", {"geometric mean", 14, number("mean_ratio", 3)}},
       {"worst_ratio", {"worst", 6, number("worst_ratio", 3)}},
       {"worst_case", {"worst case", 10, plain("worst_case")}},
+      {"mean_skipping",
+       {"beside all heads", 16,
+        [](const Json& row) {
+          return row.contains("mean_skipping") ? fmt::format("{:.3f}", row["mean_skipping"].get<double>()) : "-";
+        }}},
       {"mean_ideal", {"ideal", 6, number("mean_ideal", 3)}},
       {"kv_group", {"heads per KV", 12, plain("kv_group")}},
   };
@@ -102,6 +107,16 @@ std::vector<std::string> summary_keys(const Json& row) {
                                    "select",  "layout", "queries", "kv_group",  "rival", "requested"};
   if (row.contains("preset")) keys.emplace_back("tokens");
   return keys;
+}
+
+// What a row has in common with the same case at another share of the heads.
+std::string case_without_share(const Json& row) {
+  Json key = Json::object();
+  for (std::string& name : summary_keys(row)) {
+    if (name != "requested" && name != "kv_group" && row.contains(name)) key[name] = row[name];
+  }
+  for (const char* name : {"tokens", "heads", "kv_heads", "head_dim", "batch", "threads"}) key[name] = row.at(name);
+  return key.dump();
 }
 
 std::string shape_of(const Json& row) {
@@ -150,6 +165,10 @@ std::string markdown_table(const std::vector<std::string>& columns, const std::v
 
 std::vector<Json> summarise(const std::vector<Json>& rows) {
   std::vector<std::pair<Json, std::vector<Json>>> groups;
+  std::map<std::string, double> with_all_heads;  // moh's milliseconds
+  for (const Json& row : rows) {
+    if (row.at("requested") == 1.0) with_all_heads[case_without_share(row)] = row.at("moh_ms").get<double>();
+  }
   for (Json row : rows) {
     row["kv_group"] = row.at("heads").get<std::int64_t>() / row.at("kv_heads").get<std::int64_t>();
     Json key = Json::object();
@@ -165,8 +184,13 @@ std::vector<Json> summarise(const std::vector<Json>& rows) {
   }
   std::vector<Json> summaries;
   for (auto& [summary, members] : groups) {
-    double log_ratio = 0, log_ideal = 0, worst = 0;
+    double log_ratio = 0, log_ideal = 0, log_skipping = 0, worst = 0;
+    std::size_t compared = 0;
     for (const Json& row : members) {
+      if (const auto all = with_all_heads.find(case_without_share(row)); all != with_all_heads.end()) {
+        log_skipping += std::log(row.at("moh_ms").get<double>() / all->second);
+        ++compared;
+      }
       const double ratio = row.at("ratio").get<double>();
       log_ratio += std::log(ratio);
       log_ideal += std::log(row.at("ideal_ratio").get<double>());
@@ -179,6 +203,7 @@ std::vector<Json> summarise(const std::vector<Json>& rows) {
     summary["mean_ratio"] = std::exp(log_ratio / count);
     summary["worst_ratio"] = worst;
     summary["mean_ideal"] = std::exp(log_ideal / count);
+    if (compared == members.size()) summary["mean_skipping"] = std::exp(log_skipping / count);
     summaries.push_back(summary);
   }
   return summaries;
@@ -192,7 +217,8 @@ std::vector<std::string> summary_columns(const std::vector<Json>& summaries) {
     for (const Json& summary : summaries) varies |= summary.contains(name) && summary[name] != summaries[0][name];
     if (varies) columns.emplace_back(name);
   }
-  for (const char* name : {"requested", "cases", "mean_ratio", "worst_ratio", "mean_ideal", "worst_case"}) {
+  for (const char* name :
+       {"requested", "cases", "mean_ratio", "mean_skipping", "worst_ratio", "mean_ideal", "worst_case"}) {
     columns.emplace_back(name);
   }
   return columns;

@@ -18,7 +18,8 @@ std::string markdown_table(const std::vector<std::string>& columns, const std::v
 
 // Geometric mean and worst case of the ratios of rows that differ in shape or threads alone: one object for each
 // direction, dtype, mask, activated share, rival and so on, in order of appearance. Subjects that run a whole model are
-// also told apart by tokens.
+// also told apart by tokens. Where the same cases ran with all heads, `mean_skipping` is time of moh / time of moh with
+// all heads: what skipping alone gives; the ratio at all heads is what the kernels alone give.
 std::vector<Json> summarise(const std::vector<Json>& rows);
 // What these summaries differ in, and their figures.
 std::vector<std::string> summary_columns(const std::vector<Json>& summaries);

@@ -15,7 +15,7 @@
 #include "bench/reference.h"
 #include "moh/base/error.h"
 #include "moh/eval/image_classification.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
 
@@ -142,7 +142,7 @@ Row run_vit(const Case& given, const Options& options) {
   const auto autocast = ops::autocast_type(c.dtype);
   const bool training = c.has_backward(), authors_form = c.rival == "authors_form";
 
-  const generate::MemoryPool pool;  // for both models, as in evaluation and training
+  const ops::MemoryPool pool;  // for both models, as in evaluation and training
   Vit model = make_model(config, options.seed);
   std::optional<Vit> dense;
   if (!authors_form) dense.emplace(make_model(dense_config, options.seed));
@@ -164,7 +164,7 @@ Row run_vit(const Case& given, const Options& options) {
   const Vit& rival = dense ? *dense : model;
   const auto side = [&](const Vit& runner, bool form) {
     return [&runner, &batch, training, form, autocast] {
-      std::optional<generate::PausedMemoryPool>
+      std::optional<ops::PausedMemoryPool>
           paused;  // the authors' form has LibTorch's own memory, as at its users'
       if (form) paused.emplace();
       run(runner, batch, training, form, autocast);

@@ -8,7 +8,7 @@
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
 #include "moh/eval/image_classification.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::cli {
@@ -27,7 +27,7 @@ int classify(const Context& context, const Options& options) {
       is_vit_folder(options.model), "[classify] ", options.model,
       " is not a folder of a vision transformer (config.json with model_type moh-vit); `moh convert` makes one of a "
       "checkpoint");
-  const generate::MemoryPool pool;  // every picture is like the last
+  const ops::MemoryPool pool;  // every picture is like the last
   const models::Vit model = open_vit(context, options.model, options.vit);
   const models::VitConfig& config = model.config();
   const auto format = eval::picture_format(config);

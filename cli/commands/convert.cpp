@@ -15,6 +15,7 @@
 #include "moh/io/gguf.h"
 #include "moh/io/model_folder.h"
 #include "moh/layers/routers/linear.h"
+#include "moh/layers/routers/linear_keys.h"
 #include "moh/models/llama.h"
 #include "moh/text/tokenizer.h"
 

@@ -10,7 +10,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "moh/diffusion/sampler.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/generate/pictures.h"
 #include "moh/io/npz_writer.h"
 #include "moh/models/dit_folder.h"
@@ -171,7 +171,7 @@ int run_sample(const Context& context, Options options) {
   if (before > 0) context.say(fmt::format("going on after {} pictures", before));
 
   Progress progress("sample");
-  const generate::MemoryPool pool;
+  const ops::MemoryPool pool;
   const auto start = std::chrono::steady_clock::now();
   std::int64_t made = before;
   while (made < options.count && !interrupted) {

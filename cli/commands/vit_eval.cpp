@@ -8,7 +8,7 @@
 #include "cli/progress.h"
 #include "cli/report/report.h"
 #include "moh/eval/image_classification.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/io/files.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
@@ -24,7 +24,7 @@ void say_skipped(const Context& context, const std::vector<std::string>& skipped
 
 eval::ClassificationResult measure(const Context& context, const std::string& folder, const std::string& data,
                                    const VitUse& use, const char* name) {
-  const generate::MemoryPool pool;  // every batch is like the last
+  const ops::MemoryPool pool;  // every batch is like the last
   const models::Vit model = open_vit(context, folder, use);
   const auto pictures = data::ImageFolder::open(data);
   Progress progress(name);

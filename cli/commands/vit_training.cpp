@@ -6,7 +6,7 @@
 
 #include "cli/commands/language_training.h"
 #include "cli/commands/training_kind.h"
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/io/checkpoint.h"
 #include "moh/ops/autocast.h"
 #include "moh/train/image_task.h"
@@ -72,7 +72,7 @@ int train_vit(const CLI::App& app, const Context& context) {
   MOH_CHECK(!run.data.empty(), "[train] --data is missing: a folder with one subfolder of pictures per class");
   MOH_CHECK(run.workers >= 0 && run.workers <= 256, "[train] workers must be in 0..256, got ", run.workers);
 
-  const generate::MemoryPool pool;  // every step is like the last
+  const ops::MemoryPool pool;  // every step is like the last
   data::ImageFolder folder = data::ImageFolder::open(run.data);
   std::optional<data::ImageFolder> valid;
   if (!run.valid.empty()) valid = data::ImageFolder::open(run.valid);

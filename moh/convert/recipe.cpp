@@ -13,6 +13,7 @@
 #include "moh/convert/router_fit.h"
 #include "moh/convert/selection.h"
 #include "moh/layers/routers/linear.h"
+#include "moh/layers/routers/linear_keys.h"
 #include "moh/ops/autocast.h"
 
 namespace moh::convert {

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "moh/base/error.h"
-#include "moh/layers/routers/router.h"
+#include "moh/layers/routers/router_kind.h"
 #include "moh/models/llama_config_json.h"
 #include "moh/models/llama_family.h"
 

@@ -95,8 +95,8 @@ Json row_of(std::int64_t tokens, double share, double ratio) {
           {"activated", share},
           {"ratio", ratio},
           {"ideal_ratio", share},
-          {"moh_ms", 1.0},
-          {"rival_ms", 1.0},
+          {"moh_ms", ratio * tokens},
+          {"rival_ms", tokens},
           {"gemm_peak_gflops", 1},
           {"fma_peak_gflops", 1},
           {"read_gbs", 1},
@@ -113,6 +113,11 @@ TEST(BenchSummary, GeometricMeanAndWorstPerShare) {
   EXPECT_EQ(summaries[0]["worst_ratio"], 0.9);
   EXPECT_NEAR(summaries[1]["mean_ratio"].get<double>(), 0.4, 1e-12);
   EXPECT_EQ(summaries[1]["worst_case"], "512 tokens, 8 x 64, batch 1, 2 threads");
+  // What skipping alone gives, where all of the cases ran with all heads too.
+  EXPECT_NEAR(summaries[0]["mean_skipping"].get<double>(), 1, 1e-12);
+  EXPECT_FALSE(summaries[1].contains("mean_skipping"));
+  EXPECT_NEAR(summarise({rows[0], rows[1], rows[2], rows[3]})[1]["mean_skipping"].get<double>(),
+              std::sqrt(0.2 / 0.9 * 0.8 / 0.4), 1e-12);
   const auto columns = summary_columns(summaries);
   EXPECT_EQ(std::count(columns.begin(), columns.end(), "causal"), 0);
   Json full = row_of(256, 1.0, 0.9);

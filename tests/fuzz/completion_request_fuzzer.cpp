@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                       (!request.activated || (*request.activated > 0 && *request.activated <= 1));
     if (!fine) __builtin_trap();
   };
-  const std::string text = fuzz::text_of(data, size);
+  const std::string text(fuzz::text_of(data, size));
   fuzz::expect_result_or_error([&] { in_range(serve::parse_completion(text)); });
   fuzz::expect_result_or_error([&] { in_range(serve::parse_chat(text)); });
   return 0;

@@ -5,7 +5,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 #include "tests/base/error_of.h"
 
 namespace moh::generate {
@@ -79,7 +79,7 @@ INSTANTIATE_TEST_SUITE_P(Samplers, SamplePictures,
 TEST(SamplePictures, TakeNoMemoryAfterTheFirstStep) {
   const models::Dit model = small_model(16);
   for (const auto& [sampler, settled] : {std::pair{"ddpm", 1}, std::pair{"ddim", 1}, std::pair{"dpm++", 2}}) {
-    const MemoryPool pool;
+    const ops::MemoryPool pool;
     std::int64_t blocks = 0, steps = 0;
     diffusion::Pictures pictures;
     pictures.numbers = {0, 1};

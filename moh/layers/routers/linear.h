@@ -7,22 +7,13 @@
 //
 // What a choice that is left out adds on average is a constant vector m_i; a model may hold these:
 //   y += sum over choices of (1 - g_i) m_i + c
-//
-// Keys of its own in the object `moh`:
-//   choose      "top-k", or "threshold": the number of heads varies by token and layer; top_k is absent then
-//   activated   by threshold: the share of all heads over all layers that calibration text used
-//   thresholds  by threshold, per layer: what gives the shares 0, 1 / n, 2 / n, ... 1 on calibration text; those of
-//               `activated` are interpolated
-//   weighted    see above; default false
-//   mean_heads  whether there are m_i and c: tensors head_mean.weight [C, choices] and head_mean.bias [C]; default
-//   false
+// Its keys in the object `moh`: linear_keys.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 
-#include "moh/base/fields.h"
 #include "moh/ops/routing.h"
 
 namespace moh::layers {
@@ -42,9 +33,5 @@ ops::Routing route_linear(const at::Tensor& scores, const LinearChoice& choice);
 
 // The means of what is left out: gates [..., choices] -> [..., C]. weight [C, choices], bias [C].
 at::Tensor mean_heads(const at::Tensor& gates, const at::Tensor& weight, const at::Tensor& bias);
-
-// Of the keys above: whether a threshold decides, and a layer's for `activated`; minus infinity at 1.
-bool by_threshold(const Json& own);
-double layer_threshold(const Json& own, std::int64_t layer);
 
 }  // namespace moh::layers

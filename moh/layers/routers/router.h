@@ -13,10 +13,8 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "moh/base/fields.h"
 #include "moh/layers/routers/router_kind.h"
 #include "moh/ops/routing.h"
 
@@ -43,9 +41,6 @@ struct RouterSetting {
 
   std::int64_t routed() const { return choices - shared; }
 };
-
-// Finds a tensor of a layer by its name beside the layer's projections.
-using RouterTensors = std::function<std::optional<at::Tensor>(const std::string& name)>;
 
 class Router {
  public:
@@ -75,29 +70,8 @@ class Router {
   const RouterType* type_ = nullptr;
 };
 
-// A tensor that a layer of this kind has, by its name beside the layer's projections: "wg.weight" [E, C].
-struct RouterTensor {
-  std::string name;
-  std::vector<std::int64_t> shape;
-  bool decays = true;
-};
-struct RouterType {
-  const char* name;                    // as config.json has it
-  const char* summary;                 // one line of help
-  bool needs_query;                    // see Router::needs_query
-  std::vector<std::string> keys = {};  // of the object `moh` that are its own, see RouterSetting::own
-  std::vector<RouterTensor> (*tensors)(const RouterSetting&);
-  std::unique_ptr<Router> (*make)(const RouterTensors&);
-  // Error "[where] ..." for keys of its own that a model of so many layers cannot have.
-  void (*check)(const Json& own, std::int64_t layers, const std::string& where) = nullptr;
-};
-
 std::unique_ptr<Router> make_router(RouterKind kind, const RouterTensors& tensors);
 // A layer's tensors in the order of their names, which is that of the authors' ViT and DiT checkpoints.
 std::vector<RouterTensor> router_tensors_by_name(RouterKind kind, const RouterSetting& setting);
-
-struct RegisterRouter {
-  explicit RegisterRouter(const RouterType& type);
-};
 
 }  // namespace moh::layers

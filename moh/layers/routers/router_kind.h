@@ -1,9 +1,19 @@
-// What configurations say of routers, known without torch.
+// The register of routers and what configurations say of them: known without torch.
 #pragma once
 
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "moh/base/fields.h"
+
+namespace at {
+class Tensor;
+}
 
 namespace moh::layers {
 
@@ -23,7 +33,30 @@ void parse_name(const std::string& name, GateForm& value, const std::string& whe
 void parse_name(const std::string& name, StraightThrough& value, const std::string& where, const char* key);
 void parse_name(const std::string& name, SelectBy& value, const std::string& where, const char* key);
 
-struct RouterType;
+class Router;
+struct RouterSetting;
+// Finds a tensor of a layer by its name beside the layer's projections.
+using RouterTensors = std::function<std::optional<at::Tensor>(const std::string& name)>;
+
+// A tensor that a layer of this kind has, by its name beside the layer's projections: "wg.weight" [E, C].
+struct RouterTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  bool decays = true;
+};
+struct RouterType {
+  const char* name;                    // as config.json has it
+  const char* summary;                 // one line of help
+  bool needs_query;                    // see Router::needs_query
+  std::vector<std::string> keys = {};  // of the object `moh` that are its own, see RouterSetting::own
+  std::vector<RouterTensor> (*tensors)(const RouterSetting&);
+  std::unique_ptr<Router> (*make)(const RouterTensors&);
+  // Error "[where] ..." for keys of its own that a model of so many layers cannot have.
+  void (*check)(const Json& own, std::int64_t layers, const std::string& where) = nullptr;
+};
+struct RegisterRouter {
+  explicit RegisterRouter(const RouterType& type);
+};
 
 // One of the registered routers.
 class RouterKind {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace moh::generate {
+namespace moh::ops {
 
 class MemoryPool {
  public:
@@ -27,4 +27,4 @@ class PausedMemoryPool {
   PausedMemoryPool& operator=(const PausedMemoryPool&) = delete;
 };
 
-}  // namespace moh::generate
+}  // namespace moh::ops

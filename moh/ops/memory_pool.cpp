@@ -1,4 +1,4 @@
-#include "moh/generate/memory_pool.h"
+#include "moh/ops/memory_pool.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -11,7 +11,7 @@
 
 #include "moh/base/error.h"
 
-namespace moh::generate {
+namespace moh::ops {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
@@ -116,4 +116,4 @@ PausedMemoryPool::~PausedMemoryPool() { c10::SetCPUAllocator(&PoolAllocator::ins
 
 std::int64_t MemoryPool::system_blocks() const { return PoolAllocator::instance().blocks(); }
 
-}  // namespace moh::generate
+}  // namespace moh::ops
