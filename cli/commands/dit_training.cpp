@@ -83,6 +83,7 @@ void check_run(const DitRun& run, const models::DitConfig& preset, const CLI::Ap
 
 struct Sources {
   std::shared_ptr<const data::PictureSource> train, valid;
+  std::vector<std::string> unreadable;  // what is wrong with pictures that were left out
 };
 
 // Null `train`: interrupted.
@@ -93,6 +94,7 @@ Sources open_sources(const Context& context, const DitRun& run, const models::Di
   if (const auto model = sections.find("model"); model != sections.end() && model->contains("input_size")) {
     detail::assign_json(model->at("input_size"), size);
   }
+  Sources sources;
   const auto open = [&](const std::string& path,
                         const std::string& cache) -> std::shared_ptr<const data::PictureSource> {
     const auto folder = data::ImageFolder::open(path);
@@ -101,16 +103,15 @@ Sources open_sources(const Context& context, const DitRun& run, const models::Di
       if (!context.quiet) progress.update(done, fmt::format("{} pictures", folder.items.size()));
       return !interrupted;
     };
-    if (!vae) return data::load_pictures(folder, size, on_done);
+    if (!vae) return data::load_pictures(folder, size, on_done, sources.unreadable);
     const auto encode = [&] {
       const std::int64_t side = size * vae->config().reduction();
-      return data::make_latent_cache(folder, *vae, side, cache, on_done) ? "done" : "interrupted";
+      return data::make_latent_cache(folder, *vae, side, cache, on_done, sources.unreadable) ? "done" : "interrupted";
     };
     if (group().from_first(encode, "latents") != "done") return nullptr;
     return std::make_shared<data::LatentSource>(cache);
   };
   const std::string cache = run.latents.empty() ? run.out + "/latents" : run.latents;
-  Sources sources;
   sources.train = open(run.data, cache);
   if (sources.train && !run.valid.empty()) {
     sources.valid = open(run.valid, cache + "-valid");
@@ -174,6 +175,10 @@ int train_dit(const CLI::App& app, const Context& context) {
   if (!sources.train) {
     context.say("interrupted; what is encoded is kept");
     return kInterruptedStatus;
+  }
+  if (!sources.unreadable.empty()) {
+    context.say(fmt::format("{} pictures could not be read and were left out; the first: {}", sources.unreadable.size(),
+                            sources.unreadable.front()));
   }
   models::Dit model = resumed
                           ? std::move(*resumed)

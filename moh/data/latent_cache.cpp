@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include "moh/base/error.h"
 #include "moh/data/picture_folder.h"
@@ -41,7 +43,8 @@ Json describe(const ImageFolder& folder, const models::Vae& vae, std::int64_t pi
 }  // namespace
 
 bool make_latent_cache(const ImageFolder& folder, const models::Vae& vae, std::int64_t picture_size,
-                       const std::string& cache, const std::function<bool(double)>& on_done) {
+                       const std::string& cache, const std::function<bool(double)>& on_done,
+                       std::vector<std::string>& unreadable) {
   const Json note = describe(folder, vae, picture_size);
   std::error_code error;
   fs::create_directories(cache, error);
@@ -71,7 +74,14 @@ bool make_latent_cache(const ImageFolder& folder, const models::Vae& vae, std::i
   }
   std::ofstream out(part, std::ios::binary | std::ios::app);
   for (; done < count; ++done) {
-    const Tensor latents = encode_picture(vae, folder_picture(folder, done, picture_size));
+    Tensor latents;
+    try {
+      latents = encode_picture(vae, folder_picture(folder, done, picture_size));
+    } catch (const Error& error) {
+      unreadable.emplace_back(error.what());
+      check_some_readable(folder, unreadable.size(), unreadable.back());
+      latents = at::full({2, 2, channels, side, side}, std::numeric_limits<float>::quiet_NaN());
+    }
     out.write(static_cast<const char*>(latents.const_data_ptr()), static_cast<std::streamsize>(latents.nbytes()));
     MOH_CHECK(out.good(), "[latents] cannot write ", part, "; is the disk full?");
     if (on_done && !on_done(static_cast<double>(done + 1) / static_cast<double>(count)) && done + 1 < count) {
@@ -107,10 +117,20 @@ LatentSource::LatentSource(const std::string& folder) {
             " labels for ", shape[0], " pictures");
   latents_ = at::from_blob(const_cast<std::byte*>(map_->bytes().data() + header.data_offset), shape,
                            at::TensorOptions(at::kFloat));
+  const auto* numbers = latents_.const_data_ptr<float>();
+  const std::int64_t row = shape[0] > 0 ? latents_.numel() / shape[0] : 0;
+  std::vector<std::int64_t> labels;
+  for (std::int64_t i = 0; i < shape[0]; ++i) {
+    if (row == 0 || std::isnan(numbers[i * row])) continue;
+    rows_.push_back(i);
+    labels.push_back(labels_[static_cast<std::size_t>(i)]);
+  }
+  MOH_CHECK(!rows_.empty(), "[latents] ", folder, " holds no pictures");
+  labels_ = std::move(labels);
 }
 
 Tensor LatentSource::example(std::int64_t index, bool flip, const at::Generator& random) const {
-  const Tensor latent = latents_[index][flip ? 1 : 0];
+  const Tensor latent = latents_[rows_[static_cast<std::size_t>(index)]][flip ? 1 : 0];
   const Tensor noise = at::randn(latent[0].sizes(), random, at::TensorOptions(at::kFloat));
   return (latent[0] + at::exp(0.5 * latent[1]) * noise - shift_) * scale_;
 }

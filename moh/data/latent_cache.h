@@ -2,7 +2,7 @@
 //
 // A cache is a folder: latents.npy, fp32 [N, 2 (as it is, mirrored), 2 (mean, log-variance), C, H, W], and latents.json
 // with classes, labels and what they were made from. Encoding that was interrupted goes on after the last whole
-// picture.
+// picture. The latents of a picture that cannot be read are NaN; it is no example.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +22,7 @@ class LatentSource : public PictureSource {
  public:
   // Errors: no such cache, a damaged one.
   explicit LatentSource(const std::string& folder);
-  std::int64_t size() const override { return latents_.size(0); }
+  std::int64_t size() const override { return static_cast<std::int64_t>(labels_.size()); }
   std::vector<std::int64_t> shape() const override { return latents_.sizes().slice(3).vec(); }
   const std::vector<std::string>& classes() const override { return classes_; }
   std::int64_t label(std::int64_t index) const override { return labels_[index]; }
@@ -31,15 +31,17 @@ class LatentSource : public PictureSource {
 
  private:
   std::shared_ptr<io::MappedFile> map_;
-  at::Tensor latents_;  // [N, 2, 2, C, H, W], in the mapping
-  std::vector<std::int64_t> labels_;
+  at::Tensor latents_;                       // [N, 2, 2, C, H, W], in the mapping
+  std::vector<std::int64_t> rows_, labels_;  // of the pictures that could be read
   std::vector<std::string> classes_;
   double scale_ = 1, shift_ = 0;
 };
 
 // Makes or completes the cache of `folder`'s pictures, `picture_size` pixels square; nothing is done if it is there.
-// Returns false if `on_done` said stop. Errors: the cache was made from something else.
+// Returns false if `on_done` said stop. What is wrong with pictures that cannot be read is added to `unreadable`.
+// Errors: the cache was made from something else; none can be read.
 bool make_latent_cache(const ImageFolder& folder, const models::Vae& vae, std::int64_t picture_size,
-                       const std::string& cache, const std::function<bool(double)>& on_done);
+                       const std::string& cache, const std::function<bool(double)>& on_done,
+                       std::vector<std::string>& unreadable);
 
 }  // namespace moh::data

@@ -5,6 +5,8 @@
 #include <c10/core/GradMode.h>
 
 #include <cmath>
+#include <map>
+#include <mutex>
 
 #include "moh/base/error.h"
 
@@ -46,19 +48,47 @@ std::vector<std::int64_t> folder_labels(const ImageFolder& folder) {
 }
 
 std::shared_ptr<const PictureSource> load_pictures(const ImageFolder& folder, std::int64_t size,
-                                                   const std::function<bool(double)>& on_done) {
+                                                   const std::function<bool(double)>& on_done,
+                                                   std::vector<std::string>& unreadable) {
   const auto count = static_cast<std::int64_t>(folder.items.size());
   Tensor pixels = at::empty({count, 3, size, size}, at::TensorOptions(at::kByte));
+  std::map<std::int64_t, std::string> broken;
+  std::mutex broken_mutex;
   constexpr std::int64_t kChunk = 1024, kGrain = 16;
   for (std::int64_t from = 0; from < count; from += kChunk) {
     const std::int64_t to = std::min(from + kChunk, count);
     at::parallel_for(from, to, kGrain, [&](std::int64_t begin, std::int64_t end) {
       const c10::NoGradGuard no_grad;
-      for (std::int64_t i = begin; i < end; ++i) pixels[i].copy_(folder_picture(folder, i, size));
+      for (std::int64_t i = begin; i < end; ++i) {
+        try {
+          pixels[i].copy_(folder_picture(folder, i, size));
+        } catch (const Error& error) {
+          const std::lock_guard lock(broken_mutex);
+          broken.emplace(i, error.what());
+        }
+      }
     });
     if (on_done && !on_done(static_cast<double>(to) / static_cast<double>(count))) return nullptr;
   }
-  return std::make_shared<PixelSource>(pixels, folder_labels(folder), folder.classes);
+  std::vector<std::int64_t> labels = folder_labels(folder);
+  if (!broken.empty()) {
+    for (const auto& [picture, error] : broken) unreadable.push_back(error);
+    check_some_readable(folder, broken.size(), unreadable.back());
+    std::vector<std::int64_t> whole, labels_of_whole;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (broken.contains(i)) continue;
+      whole.push_back(i);
+      labels_of_whole.push_back(labels[static_cast<std::size_t>(i)]);
+    }
+    pixels = pixels.index_select(0, at::tensor(whole));
+    labels = labels_of_whole;
+  }
+  return std::make_shared<PixelSource>(pixels, labels, folder.classes);
+}
+
+void check_some_readable(const ImageFolder& folder, std::size_t broken, const std::string& last) {
+  MOH_CHECK(broken < folder.items.size(), "[data] none of the ", broken, " pictures of ", folder.root,
+            " can be read; the last: ", last);
 }
 
 }  // namespace moh::data

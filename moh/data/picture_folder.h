@@ -5,6 +5,8 @@
 
 #include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "moh/data/image_folder.h"
 #include "moh/data/picture_source.h"
@@ -19,9 +21,14 @@ at::Tensor square_picture(const io::Image& image, std::int64_t size);
 at::Tensor folder_picture(const ImageFolder& folder, std::int64_t index, std::int64_t size);
 
 // All pictures of the folder in memory. `on_done` hears the share that is read and may say stop by returning false;
-// then the result is null.
+// then the result is null. Pictures that cannot be read are left out, their errors added to `unreadable`. Error: none
+// can be read.
 std::shared_ptr<const PictureSource> load_pictures(const ImageFolder& folder, std::int64_t size,
-                                                   const std::function<bool(double)>& on_done);
+                                                   const std::function<bool(double)>& on_done,
+                                                   std::vector<std::string>& unreadable);
+
+// Error: so many of the folder's pictures are all of them. `last`: what was wrong with one.
+void check_some_readable(const ImageFolder& folder, std::size_t broken, const std::string& last);
 
 std::vector<std::int64_t> folder_labels(const ImageFolder& folder);
 

@@ -22,8 +22,12 @@ struct Architecture {
   // llama.cpp turns neighbouring numbers of a query or key where transformers turns those half a head apart: for these
   // its converter reorders the rows of q and k.
   bool reordered = false;
-  double norm_offset = 0;  // added to every norm's weight by the converter
-  bool always_head_dim = false;
+  double norm_offset = 0;     // added to every norm's weight by the converter
+  bool norms_around = false;  // norms after attention and MLP too, or there alone
+  bool fused = false;         // the MLP's gate and up projection are one matrix
+  bool multipliers = false;   // of embedding, attention, residual, logits
+  // Gemma 2 and 3: queries are scaled by the head size, but in the model of so many layers by hidden size / heads.
+  std::int64_t scaled_by_width = 0;
 };
 constexpr Architecture kArchitectures[] = {
     {.name = "llama", .model_type = "llama", .transformers = "LlamaForCausalLM", .reordered = true},
@@ -31,6 +35,25 @@ constexpr Architecture kArchitectures[] = {
     {.name = "qwen2", .model_type = "qwen2", .transformers = "Qwen2ForCausalLM"},
     {.name = "qwen3", .model_type = "qwen3", .transformers = "Qwen3ForCausalLM"},
     {.name = "gemma", .model_type = "gemma", .transformers = "GemmaForCausalLM", .norm_offset = 1},
+    {.name = "gemma2",
+     .model_type = "gemma2",
+     .transformers = "Gemma2ForCausalLM",
+     .norm_offset = 1,
+     .norms_around = true,
+     .scaled_by_width = 46},
+    {.name = "gemma3",
+     .model_type = "gemma3_text",
+     .transformers = "Gemma3ForCausalLM",
+     .norm_offset = 1,
+     .norms_around = true,
+     .scaled_by_width = 62},
+    {.name = "phi3", .model_type = "phi3", .transformers = "Phi3ForCausalLM", .fused = true},
+    {.name = "olmo2", .model_type = "olmo2", .transformers = "Olmo2ForCausalLM", .norms_around = true},
+    {.name = "granite",
+     .model_type = "granite",
+     .transformers = "GraniteForCausalLM",
+     .reordered = true,
+     .multipliers = true},
 };
 
 const Architecture& architecture_of(const GgufFile& file) {
@@ -48,15 +71,30 @@ const Architecture& architecture_of(const GgufFile& file) {
 constexpr std::pair<std::string_view, std::string_view> kModelNames[] = {
     {"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}};
 constexpr std::pair<std::string_view, std::string_view> kLayerNames[] = {
-    {"attn_norm", "input_layernorm"},    {"attn_q", "self_attn.q_proj"},
-    {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
-    {"attn_output", "self_attn.o_proj"}, {"attn_q_norm", "self_attn.q_norm"},
-    {"attn_k_norm", "self_attn.k_norm"}, {"ffn_norm", "post_attention_layernorm"},
-    {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
-    {"ffn_down", "mlp.down_proj"}};
+    {"attn_norm", "input_layernorm"},    {"attn_q", "self_attn.q_proj"},      {"attn_k", "self_attn.k_proj"},
+    {"attn_v", "self_attn.v_proj"},      {"attn_qkv", "self_attn.qkv_proj"},  {"attn_output", "self_attn.o_proj"},
+    {"attn_q_norm", "self_attn.q_norm"}, {"attn_k_norm", "self_attn.k_norm"}, {"ffn_norm", "post_attention_layernorm"},
+    {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},           {"ffn_down", "mlp.down_proj"}};
+constexpr std::pair<std::string_view, std::string_view> kNormsAround[] = {
+    {"post_attention_norm", "post_attention_layernorm"},
+    {"ffn_norm", "pre_feedforward_layernorm"},
+    {"post_ffw_norm", "post_feedforward_layernorm"}};
+
+std::string_view layer_name(const Architecture& architecture, std::string_view stem) {
+  if (architecture.norms_around) {
+    for (const auto& [ours, theirs] : kNormsAround) {
+      if (stem == ours) return theirs;
+    }
+  }
+  if (architecture.fused && stem == "ffn_up") return "mlp.gate_up_proj";
+  for (const auto& [ours, theirs] : kLayerNames) {
+    if (stem == ours) return theirs;
+  }
+  return {};
+}
 
 // Unknown names stay, and the model says that it has no place for them.
-std::string transformers_name(const std::string& name) {
+std::string transformers_name(const Architecture& architecture, const std::string& name) {
   const std::size_t dot = name.rfind('.');
   if (dot == std::string::npos) return name;
   const std::string_view stem = std::string_view(name).substr(0, dot), suffix = std::string_view(name).substr(dot);
@@ -66,11 +104,9 @@ std::string transformers_name(const std::string& name) {
   if (!stem.starts_with("blk.")) return name;
   const std::size_t end = stem.find('.', 4);
   if (end == std::string_view::npos) return name;
-  for (const auto& [ours, theirs] : kLayerNames) {
-    if (stem.substr(end + 1) != ours) continue;
-    return "model.layers." + std::string(stem.substr(4, end - 4)) + "." + std::string(theirs) + std::string(suffix);
-  }
-  return name;
+  const std::string_view theirs = layer_name(architecture, stem.substr(end + 1));
+  if (theirs.empty()) return name;
+  return "model.layers." + std::string(stem.substr(4, end - 4)) + "." + std::string(theirs) + std::string(suffix);
 }
 
 bool is_rope_factors(const std::string& name) { return name == "rope_freqs.weight"; }
@@ -157,6 +193,29 @@ void add_tokens(const GgufFile& file, Json& config) {
   }
   if (!ends.empty()) config["eos_token_id"] = ends.size() == 1 ? ends[0] : ends;
   if (const auto pad = file.integer("tokenizer.ggml.padding_token_id")) config["pad_token_id"] = *pad;
+}
+
+// What some architectures say beside the common keys.
+void add_own(const Architecture& architecture, const Metadata& metadata, Json& config) {
+  if (architecture.scaled_by_width > 0) {
+    const std::int64_t width =
+        config["hidden_size"].get<std::int64_t>() / config["num_attention_heads"].get<std::int64_t>();
+    const bool is_wide = config["num_hidden_layers"] == architecture.scaled_by_width;
+    config["query_pre_attn_scalar"] = is_wide ? Json(width) : config["head_dim"];
+    for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+      if (const auto cap = metadata.number(key)) config[key] = shortest(*cap);
+    }
+    if (const auto theta = metadata.number("rope.freq_base_swa")) config["rope_local_base_freq"] = shortest(*theta);
+  }
+  if (architecture.multipliers) {
+    constexpr std::pair<const char*, const char*> kMultipliers[] = {{"embedding_scale", "embedding_multiplier"},
+                                                                    {"attention.scale", "attention_multiplier"},
+                                                                    {"residual_scale", "residual_multiplier"},
+                                                                    {"logit_scale", "logits_scaling"}};
+    for (const auto& [ours, theirs] : kMultipliers) {
+      if (const auto value = metadata.number(ours)) config[theirs] = shortest(*value);
+    }
+  }
 }
 
 // ---- Tensors
@@ -283,7 +342,7 @@ Json GgufModel::config() const {
   MOH_CHECK(epsilon, prefix, "`", architecture.name, ".attention.layer_norm_rms_epsilon` is missing");
   config["rms_norm_eps"] = shortest(*epsilon);
   config["tie_word_embeddings"] = find("output.weight") == nullptr;
-  if (std::string_view(architecture.name) == "llama") {
+  if (architecture.reordered) {  // llama and its kind
     config["attention_bias"] = find("blk.0.attn_q.bias") != nullptr;
     config["mlp_bias"] = find("blk.0.ffn_gate.bias") != nullptr;
   }
@@ -311,6 +370,9 @@ Json GgufModel::config() const {
   } else if (const auto linear = metadata.number("rope.scale_linear"); linear && *linear != 1) {  // files of 2023
     config["rope_scaling"] = {{"rope_type", "linear"}, {"factor", shortest(*linear)}};
   }
+  MOH_CHECK(find("rope_factors_long.weight") == nullptr, prefix,
+            "LongRoPE (`rope_factors_long.weight`) is not supported; take the model of 4,096 tokens");
+  add_own(architecture, metadata, config);
   add_tokens(file, config);
   const at::ScalarType dtype = weights_type();
   config["torch_dtype"] = dtype == at::kHalf ? "float16" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
@@ -325,7 +387,7 @@ NamedTensors GgufModel::tensors(std::optional<at::ScalarType> dtype) const {
   for (const auto& part : parts_) {
     for (const GgufTensor& tensor : part->tensors()) {
       if (is_rope_factors(tensor.name)) continue;  // said by the configuration
-      const std::string name = transformers_name(tensor.name);
+      const std::string name = transformers_name(loader.architecture, tensor.name);
       tensors.emplace_back(name, loader.load(part, tensor, name));
     }
   }

@@ -91,7 +91,11 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& folder) {
     const std::string file = folder + "/tokenizer.model";
     const std::string model = io::read_file(file, kMaxModelBytes);
     if (is_tiktoken(model)) return pipeline(parts_of_tiktoken(model, file), config);
-    return sentencepiece_tokenizer(model, file, config.add_bos_token, config.added);
+    return sentencepiece_tokenizer(model, file,
+                                   {.adds_bos = config.add_bos_token,
+                                    .legacy = config.legacy,
+                                    .add_prefix_space = config.add_prefix_space,
+                                    .added = config.added});
   }
   if (has("vocab.json") && has("merges.txt")) {
     const std::string file = folder + "/vocab.json";

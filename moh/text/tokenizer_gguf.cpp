@@ -25,16 +25,19 @@ Json pre_tokenizer(const std::string& name, const std::string& place) {
   const auto one_of = [&](std::initializer_list<const char*> names) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
-  if (one_of({"gpt-2", "gpt2"})) return sequence("pretokenizers", {split(kGpt2Pattern), kBytes});
-  if (one_of({"smollm"})) return sequence("pretokenizers", {split("\\p{N}"), split(kGpt2Pattern), kBytes});
-  if (one_of({"llama-bpe", "llama3", "llama-v3"})) return sequence("pretokenizers", {split(kLlama3Pattern), kBytes});
+  if (one_of({"gpt-2", "gpt2", "olmo"})) return sequence("pretokenizers", {split(kGpt2Pattern), kBytes});
+  if (one_of({"smollm", "refact", "starcoder"}))
+    return sequence("pretokenizers", {split("\\p{N}"), split(kGpt2Pattern), kBytes});
+  if (one_of({"llama-bpe", "llama3", "llama-v3", "dbrx"}))
+    return sequence("pretokenizers", {split(kLlama3Pattern), kBytes});
   if (one_of({"qwen2"})) return sequence("pretokenizers", {split(kQwen2Pattern), kBytes});
   if (one_of({"default"})) {
     return sequence("pretokenizers", {split("[\\p{P}\\$\\+<=>\\^~\\|]+"), split(kGpt2Pattern), split("\\p{N}+"),
                                       split("[0-9][0-9][0-9]"), kBytes});
   }
-  fail(place, "the pre-tokenizer ", io::name_text(name),
-       " (tokenizer.ggml.pre) is not supported, expected gpt-2, smollm, llama-bpe, qwen2 or default");
+  fail(
+      place, "the pre-tokenizer ", io::name_text(name),
+      " (tokenizer.ggml.pre) is not supported, expected gpt-2, olmo, smollm, refact, starcoder, llama-bpe, dbrx, qwen2 or default");
 }
 
 // SentencePiece joins the two neighbours whose joint piece has the best score: as merges, all pairs of pieces that make

@@ -443,6 +443,8 @@ TokenizerConfig read_tokenizer_config(std::string_view content, const std::strin
   config.bos_token = token("bos_token");
   config.eos_token = token("eos_token");
   config.tokenizer_class = reader.string_or(root, "tokenizer_class", "");
+  config.legacy = reader.flag(root, "legacy", false);
+  config.add_prefix_space = reader.flag(root, "add_prefix_space", true);
   if (member(root, "add_bos_token") != nullptr) config.add_bos_token = reader.flag(root, "add_bos_token", false);
   for (const char* name :
        {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"}) {

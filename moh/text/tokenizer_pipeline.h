@@ -65,8 +65,9 @@ class PipelineTokenizer : public Tokenizer {
 struct TokenizerConfig {
   std::string bos_token, eos_token, tokenizer_class;  // "": not said
   std::optional<bool> add_bos_token;
-  std::vector<AddedToken> added;            // added_tokens_decoder
-  std::vector<std::string> special_tokens;  // that the file names as special, or as BOS, EOS ...
+  bool legacy = false, add_prefix_space = true;  // of SentencePiece models (tokenizer_sentencepiece.h)
+  std::vector<AddedToken> added;                 // added_tokens_decoder
+  std::vector<std::string> special_tokens;       // that the file names as special, or as BOS, EOS ...
 };
 TokenizerConfig read_tokenizer_config(std::string_view content, const std::string& label);
 void apply_tokenizer_config(const TokenizerConfig& config, TokenizerParts& parts);

@@ -178,17 +178,20 @@ bool reaches_over_a_space(std::string_view piece) {
 
 class SentencePieceTokenizer : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::string_view model, const std::string& label, std::optional<bool> adds_bos,
-                         const std::vector<AddedToken>& added)
-      : path_(label), adds_bos_(adds_bos) {
+  SentencePieceTokenizer(std::string_view model, const std::string& label, const SentencePieceOptions& options)
+      : path_(label), options_(options) {
     const std::string prefix = start_of_error(label);
     MOH_CHECK(model_is_sound(model), prefix, "not a SentencePiece model, or damaged");
     sentencepiece::logging::SetMinLogLevel(kLogFatal);
     try {
       const auto status = processor_.LoadFromSerializedProto(model);
       MOH_CHECK(status.ok(), prefix, "not a SentencePiece model, or damaged: ", reason(status));
-      fill_pieces(added);
+      fill_pieces(options.added);
       cuts_at_spaces_ = encodes_words_alone(model) && !some_piece_reaches_over_a_space();
+      // A field that comes again replaces itself: normalizer_spec {add_dummy_prefix: 0, remove_extra_whitespaces: 0}.
+      constexpr std::string_view kAsItStands("\x1a\x04\x18\x00\x20\x00", 6);
+      MOH_CHECK(as_it_stands_.LoadFromSerializedProto(std::string(model) + std::string(kAsItStands)).ok(), prefix,
+                "not a SentencePiece model, or damaged");
     } catch (const Error&) {
       throw;
     } catch (const std::exception& error) {
@@ -196,17 +199,21 @@ class SentencePieceTokenizer : public Tokenizer {
     }
   }
 
-  // What stands between two added tokens is encoded as a text of its own, less one space in front, which it gets
-  // anyway.
+  // What comes after an added token is encoded as it stands, without the space that begins a text; with it by the older
+  // rule (`legacy`).
   std::vector<std::int64_t> encode(std::string_view text, bool parse_special) const override {
     std::vector<std::int64_t> ids;
     std::size_t done = 0;
     for (;;) {
       const auto match = added_.find(text, done, parse_special);
-      const std::size_t end = match ? match->begin : text.size();
-      std::string_view part = text.substr(done, end - done);
-      if (done > 0 && part.starts_with(' ') && part.size() > 1) part.remove_prefix(1);
-      encode_part(part, ids);
+      const std::string_view part = text.substr(done, (match ? match->begin : text.size()) - done);
+      if (done == 0 && options_.add_prefix_space) {
+        encode_words(processor_, part, /*keep_spaces=*/false, ids);
+      } else if (options_.legacy && options_.add_prefix_space && !part.empty() && !part.starts_with(' ')) {
+        encode_words(as_it_stands_, " " + std::string(part), /*keep_spaces=*/true, ids);
+      } else {
+        encode_words(as_it_stands_, part, /*keep_spaces=*/true, ids);
+      }
       if (!match) return ids;
       ids.push_back(match->id);
       done = match->end;
@@ -246,19 +253,19 @@ class SentencePieceTokenizer : public Tokenizer {
   std::int64_t vocab_size() const override { return static_cast<std::int64_t>(pieces_.size()); }
   std::int64_t bos_id() const override { return processor_.bos_id(); }
   std::int64_t eos_id() const override { return processor_.eos_id(); }
-  bool adds_bos() const override { return bos_id() >= 0 && adds_bos_.value_or(true); }
+  bool adds_bos() const override { return bos_id() >= 0 && options_.adds_bos.value_or(true); }
   bool strips_leading_space() const override { return true; }
   std::string kind() const override { return "sentencepiece"; }
 
  private:
-  // A text is cut at single spaces between ASCII characters, which the library puts back in front of each part. It
-  // takes more than linear time, and words come again: five times as fast.
-  void encode_part(std::string_view text, std::vector<std::int64_t>& ids) const {
-    if (text.empty()) return;
+  // A text is cut at single spaces between ASCII characters, which `processor` puts back in front of each part or gets
+  // there. It takes more than linear time, and words come again: five times as fast.
+  void encode_words(const sentencepiece::SentencePieceProcessor& processor, std::string_view text, bool keep_spaces,
+                    std::vector<std::int64_t>& ids) const {
     WordCache cache;
     std::vector<int> word_ids;
     const auto is_ascii = [](char c) { return c > ' ' && c < '\x7f'; };
-    for (std::size_t begin = 0, end = 0; begin < text.size(); begin = end + 1) {
+    for (std::size_t begin = 0, end = 0; begin < text.size(); begin = keep_spaces ? end : end + 1) {
       end = cuts_at_spaces_ ? text.find(' ', begin + 1) : std::string_view::npos;
       while (end != std::string_view::npos &&
              !(end + 1 < text.size() && is_ascii(text[end - 1]) && is_ascii(text[end + 1])))
@@ -270,7 +277,7 @@ class SentencePieceTokenizer : public Tokenizer {
         ids.insert(ids.end(), known, known + count);
         continue;
       }
-      const auto status = processor_.Encode(word, &word_ids);
+      const auto status = processor.Encode(word, &word_ids);
       MOH_CHECK(status.ok(), start_of_error(path_), "cannot encode: ", reason(status));
       cache.insert(word, word_ids.data(), word_ids.size());
       ids.insert(ids.end(), word_ids.begin(), word_ids.end());
@@ -311,7 +318,7 @@ class SentencePieceTokenizer : public Tokenizer {
   }
 
   std::string path_;
-  std::optional<bool> adds_bos_;
+  SentencePieceOptions options_;
   AddedTokens added_;         // and the model's control tokens
   std::int64_t num_own_ = 0;  // tokens of the model itself
   bool cuts_at_spaces_ = false;
@@ -359,9 +366,8 @@ class LineIterator : public sentencepiece::SentenceIterator {
 }  // namespace
 
 std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model, const std::string& label,
-                                                         std::optional<bool> adds_bos,
-                                                         const std::vector<AddedToken>& added) {
-  return std::make_shared<SentencePieceTokenizer>(model, label, adds_bos, added);
+                                                         const SentencePieceOptions& options) {
+  return std::make_shared<SentencePieceTokenizer>(model, label, options);
 }
 
 void train_tokenizer(const std::string& text_file, const std::string& folder, int vocab_size) {

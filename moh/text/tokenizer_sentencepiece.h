@@ -12,9 +12,14 @@
 
 namespace moh::text {
 
-// `adds_bos`: what tokenizer_config.json says about it, if anything. `added`: tokens beside the model's own.
+// What tokenizer_config.json says.
+struct SentencePieceOptions {
+  std::optional<bool> adds_bos = {};
+  bool legacy = false;                 // a text after an added token begins with a space too
+  bool add_prefix_space = true;        // a text begins with a space where the model says so; false: never
+  std::vector<AddedToken> added = {};  // beside the model's own
+};
 std::shared_ptr<const Tokenizer> sentencepiece_tokenizer(std::string_view model, const std::string& label,
-                                                         std::optional<bool> adds_bos,
-                                                         const std::vector<AddedToken>& added = {});
+                                                         const SentencePieceOptions& options);
 
 }  // namespace moh::text

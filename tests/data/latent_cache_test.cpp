@@ -52,7 +52,11 @@ class LatentCache : public testing::Test {
   ImageFolder pictures() const { return ImageFolder::open(folder_.file("data")); }
   bool make(const models::Vae& vae, const std::string& name, std::int64_t stop_after = 0) const {
     std::int64_t seen = 0;
-    return make_latent_cache(pictures(), vae, 8, folder_.file(name), [&](double) { return ++seen != stop_after; });
+    std::vector<std::string> unreadable;
+    const bool done = make_latent_cache(
+        pictures(), vae, 8, folder_.file(name), [&](double) { return ++seen != stop_after; }, unreadable);
+    EXPECT_EQ(unreadable, std::vector<std::string>());
+    return done;
   }
 
   TempFolder folder_;
@@ -97,11 +101,42 @@ TEST_F(LatentCache, GoesOnWhereItStopped) {
   EXPECT_TRUE(make(vae, "part"));  // nothing left to do
 }
 
+TEST_F(LatentCache, LeavesOutPicturesThatCannotBeRead) {
+  const models::Vae vae = random_vae(1);
+  ASSERT_TRUE(make(vae, "whole"));
+  const std::string broken = folder_.file("data/b/2.png");
+  std::filesystem::resize_file(broken, 20);
+  std::vector<std::string> unreadable;
+  ASSERT_TRUE(make_latent_cache(pictures(), vae, 8, folder_.file("cache"), {}, unreadable));
+  ASSERT_EQ(unreadable.size(), 1);
+  EXPECT_NE(unreadable[0].find("2.png"), std::string::npos);
+  const LatentSource some(folder_.file("cache")), all(folder_.file("whole"));
+  const auto pixels = load_pictures(pictures(), 8, {}, unreadable);
+  EXPECT_EQ(unreadable.size(), 2);
+  ASSERT_EQ(some.size(), 4);
+  ASSERT_EQ(pixels->size(), 4);
+  const at::Generator random = at::detail::createCPUGenerator(9), again = at::detail::createCPUGenerator(9);
+  for (const std::int64_t i : {0, 1, 2, 3}) {
+    const std::int64_t before = i < 2 ? i : i + 1;
+    EXPECT_EQ(some.label(i), all.label(before));
+    EXPECT_TRUE(at::equal(some.example(i, true, random), all.example(before, true, again)));
+    EXPECT_EQ(pixels->label(i), some.label(i));
+    EXPECT_TRUE(at::equal(pixels->example(i, false, random),
+                          folder_picture(pictures(), before, 8).to(at::kFloat) / 127.5 - 1.0));
+  }
+  for (const char* name : {"a/0", "a/1", "b/3", "b/4"}) {
+    std::filesystem::resize_file(folder_.file(std::string("data/") + name + ".png"), 20);
+  }
+  EXPECT_NE(error_of([&] { load_pictures(pictures(), 8, {}, unreadable); }).find("none of the 5"), std::string::npos);
+}
+
 TEST_F(LatentCache, RefusesAnotherOrigin) {
   ASSERT_TRUE(make(random_vae(1), "cache"));
   EXPECT_NE(error_of([&] { make(random_vae(2), "cache"); }).find("another `autoencoder`"), std::string::npos);
   const auto other_size = [&] {
-    make_latent_cache(pictures(), random_vae(1), 16, folder_.file("cache"), [](double) { return true; });
+    std::vector<std::string> unreadable;
+    make_latent_cache(
+        pictures(), random_vae(1), 16, folder_.file("cache"), [](double) { return true; }, unreadable);
   };
   EXPECT_NE(error_of(other_size).find("another `picture_size`"), std::string::npos);
   const std::string latents = folder_.file("cache/latents.npy");

@@ -59,7 +59,7 @@ CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # the others are named after the model
 CONVERTED = {"gemma2": ["--activated", 0.5], "gemma3": ["--activated", 0.5], "phi3_partial": ["--activated", 0.5],
              "olmo2": ["--activated", 0.67], "granite": ["--activated", 0.5]}
 
-OF_TORCH = {"llama2", "smollm", "smollm3", "mistral", "qwen2", "qwen3", "gemma"}  # one of every family, and a tied one
+OF_TORCH = {"llama2", "smollm", "smollm3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "granite"}  # every family, and a tied one
 
 
 def as_version_4(config):

@@ -39,6 +39,14 @@ CASES = {
     "qwen2": ("Qwen2", "qwen2", ["Q5_K", "Q4_K"], {}),
     "qwen3": ("Qwen3", "qwen3", ["Q2_K", "Q3_K"], dict(head_dim=128, tie_word_embeddings=True)),
     "gemma": ("Gemma", "gemma", ["IQ4_NL", "IQ4_XS"], dict(head_dim=64, num_key_value_heads=1)),
+    "gemma2": ("Gemma2", "gemma2", ["Q8_0"], dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=16, attn_logit_softcapping=20.0,
+                                                  final_logit_softcapping=10.0)),
+    "gemma3": ("Gemma3", "gemma3", ["Q4_0", "Q6_K"], dict(head_dim=32, query_pre_attn_scalar=32, sliding_window=8, num_hidden_layers=7)),
+    "phi3": ("Phi3", "phi3", ["F16", "Q8_0"], dict(head_dim=64, sliding_window=17,
+                                                   rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))),
+    "olmo2": ("Olmo2", "olmo2", ["Q8_0", "Q5_0"], dict(rms_norm_eps=1e-5)),
+    "granite": ("Granite", "granite", ["Q8_0"], dict(embedding_multiplier=3.0, attention_multiplier=0.1, residual_multiplier=0.5,
+                                                     logits_scaling=2.0, tie_word_embeddings=True)),
     "linear": ("Llama", "llama", ["F16", "F32"], dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=4.0))),
 }
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -53,12 +61,13 @@ HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
 SECOND = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
-def gguf_name(name):
+def gguf_name(name, architecture):
     stem, suffix = name.rsplit(".", 1)
     if stem in NAMES:
         return f"{NAMES[stem]}.{suffix}"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[part]}.{suffix}"
+    names = LAYER_NAMES | NORMS_AROUND if architecture in ("gemma2", "gemma3", "olmo2") else LAYER_NAMES
+    return f"blk.{layer}.{names[part]}.{suffix}"
 
 
 def random_blocks(kind, rows, columns, random, deviation):
@@ -92,10 +101,10 @@ def write_metadata(writer, config):
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope = config.rope_parameters
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     writer.add_rope_freq_base(rope["rope_theta"])
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
     if head_dim != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -106,6 +115,13 @@ def write_metadata(writer, config):
         frequencies = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2).double() / head_dim)
         scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
         writer.add_tensor("rope_freqs.weight", (frequencies / scaled.double()).float().numpy())
+    for name in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
+        if config.model_type != "qwen2" and getattr(config, name, None):
+            getattr(writer, f"add_{name}")(getattr(config, name))
+    for name, add in (("embedding_multiplier", writer.add_embedding_scale), ("attention_multiplier", writer.add_attention_scale),
+                      ("residual_multiplier", writer.add_residual_scale), ("logits_scaling", writer.add_logit_scale)):
+        if hasattr(config, name):
+            add(getattr(config, name))
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
 
@@ -121,11 +137,11 @@ def write_gguf(file, architecture, kinds, model, seed, **options):
             continue
         numbers = tensor.float().numpy()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        reordered = heads and architecture in ("llama", "smollm3")
+        reordered = heads and architecture in ("llama", "smollm3", "granite")
         if numbers.ndim == 1:
-            stored = numbers + 1 if architecture == "gemma" else pairs(numbers, heads) if reordered else numbers
-            writer.add_tensor(gguf_name(name), np.ascontiguousarray(stored))
-            state[name].copy_(torch.from_numpy(stored - 1 if architecture == "gemma" else numbers))
+            stored = numbers + 1 if architecture in GEMMAS else pairs(numbers, heads) if reordered else numbers
+            writer.add_tensor(gguf_name(name, architecture), np.ascontiguousarray(stored))
+            state[name].copy_(torch.from_numpy(stored - 1 if architecture in GEMMAS else numbers))
             continue
         kind = kinds[matrices % len(kinds)]
         matrices += 1
@@ -136,7 +152,7 @@ def write_gguf(file, architecture, kinds, model, seed, **options):
         numbers = gguf.dequantize(blocks, TYPES[kind])
         state[name].copy_(torch.from_numpy(np.array(halves(numbers, heads) if reordered else numbers, dtype=np.float32)))
         names[name] = kind
-        writer.add_tensor(gguf_name(name), blocks, raw_dtype=TYPES[kind])
+        writer.add_tensor(gguf_name(name, architecture), blocks, raw_dtype=TYPES[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -146,7 +162,9 @@ def write_gguf(file, architecture, kinds, model, seed, **options):
 
 def as_config(config):
     wanted = {key: value for key, value in config.to_dict().items() if key in SMALL or key in (
-        "rms_norm_eps", "tie_word_embeddings", "head_dim", "rope_parameters", "model_type", "hidden_act", "attention_bias", "mlp_bias")}
+        "rms_norm_eps", "tie_word_embeddings", "head_dim", "rope_parameters", "model_type", "hidden_act", "attention_bias", "mlp_bias", "sliding_window", "layer_types",
+        "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation", "embedding_multiplier",
+        "attention_multiplier", "residual_multiplier", "logits_scaling")}
     return wanted
 
 
@@ -158,7 +176,7 @@ def export(folder, out, *options):
 
 def check(name, folder, seed):
     family, architecture, kinds, changes = CASES[name]
-    config = getattr(transformers, family + "Config")(**{**SMALL, **changes})
+    config = getattr(transformers, family + ("TextConfig" if family == "Gemma3" else "Config"))(**{**SMALL, **changes})
     config._attn_implementation = "eager"
     model = getattr(transformers, family + "ForCausalLM")(config)
     randomize(model, seed)

@@ -260,6 +260,29 @@ class TokenizerTest(unittest.TestCase):
         tool("train", self.folder, "--file", self.folder / "train.txt", "--vocab-size", 4000)
         self.compare_sentencepiece(self.folder)
 
+    def test_sentencepiece_added_tokens(self):
+        """As transformers reads such a folder: its model without rules, the space that begins a text once (or after every
+        added token, `legacy`, or never)."""
+        (self.folder / "train.txt").write_text(READ[:200_000].replace("\0", ""))
+        tool("train", self.folder, "--file", self.folder / "train.txt", "--vocab-size", 2000)
+        model = sentencepiece.SentencePieceProcessor(model_file=str(self.folder / "tokenizer.model"))
+        size = model.get_piece_size()
+        pieces = {model.id_to_piece(id): id for id in range(size)}
+        merges = [(piece[:cut], piece[cut:]) for piece in sorted(pieces, key=lambda p: -model.get_score(pieces[p])) for cut in range(1, len(piece))
+                  if piece[:cut] in pieces and piece[cut:] in pieces and not model.is_byte(pieces[piece])]
+        added = {"<|im_start|>": size, "[tool]": size + 1}
+        text = "<|im_start|>one  two [tool] three[tool]four five<|im_start|> \n[tool]  end " + READ[1000:9000].replace("\0", "") + "[tool]x y z é ü"
+        for legacy, prefix, scheme in ((None, None, "first"), (True, True, "always"), (False, False, "never")):
+            theirs = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+            theirs.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
+            theirs.add_special_tokens([AddedToken("<|im_start|>", normalized=False)])
+            theirs.add_tokens([AddedToken("[tool]", normalized=False)])
+            flags = dict(lstrip=False, rstrip=False, normalized=False, single_word=False)
+            (self.folder / "tokenizer_config.json").write_text(json.dumps({
+                "legacy": legacy, "add_prefix_space": prefix,
+                "added_tokens_decoder": {str(id): {"content": token, "special": token[0] == "<", **flags} for token, id in added.items()}}))
+            self.equal(self.encode(text.encode(), "--parse-special"), theirs.encode(text, add_special_tokens=False).ids, scheme)
+
     def write_gguf(self, kind, tokens, types, **more):
         writer = gguf.GGUFWriter(self.folder / "model.gguf", "llama")
         writer.add_tokenizer_model(kind)
