@@ -13,6 +13,7 @@
 #include "bench/machine.h"
 #include "bench/table.h"
 #include "cli/command.h"
+#include "cli/commands/bench_serving.h"
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 
@@ -30,6 +31,7 @@ const bench::Subject& subject_of(const std::string& name) {
   for (const bench::Subject& subject : bench::subjects()) {
     if (subject.name == name) return subject;
   }
+  MOH_CHECK(!name.empty(), "[bench] the subject is missing; see `moh bench --help`");
   fail("[bench] unknown subject `", name, "`");
 }
 
@@ -112,8 +114,7 @@ const Registered registered{
        auto options = std::make_shared<BenchOptions>();
        std::vector<std::string> names;
        for (const bench::Subject& subject : bench::subjects()) names.emplace_back(subject.name);
-       app.add_option("subject", options->subject, fmt::format("{}", fmt::join(names, ", ")))
-           ->required()
+       app.add_option("subject", options->subject, fmt::format("{}; or serve, generate", fmt::join(names, ", ")))
            ->check(CLI::IsMember(names));
        auto visit = [&](std::string name, auto& values, const char* help) {
          std::replace(name.begin(), name.end(), '_', '-');
@@ -129,7 +130,11 @@ const Registered registered{
        app.add_flag("--append", options->append,
                     "add to the file of --markdown if there is one, instead of replacing it");
        app.footer(footer());
-       return [options, &context] { return run_bench(context, *options); };
+       const auto serving = add_serving_subjects(app, context);
+       return [options, serving, &context] {
+         if (const auto run = serving()) return (*run)();
+         return run_bench(context, *options);
+       };
      }}};
 
 }  // namespace

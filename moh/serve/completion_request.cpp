@@ -155,6 +155,7 @@ Fields common_fields() {
        }},
       {"activated", [](CompletionRequest& request, const Field& field) { request.activated = field.number(1e-9, 1); }},
       {"ignore_eos", [](CompletionRequest& request, const Field& field) { request.ignore_eos = field.flag(); }},
+      {"head_usage", [](CompletionRequest& request, const Field& field) { request.head_usage = field.flag(); }},
   };
 }
 

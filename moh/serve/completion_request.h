@@ -29,6 +29,7 @@ struct CompletionRequest {
   std::int64_t logprobs = -1;  // -1: none; else how many of the best to name
   std::optional<double> activated;
   bool stream = false, include_usage = false, echo = false, ignore_eos = false;
+  bool head_usage = false;  // tell which heads every token used
 };
 
 // Errors, each in one line that names the field: what it is and what it must be.

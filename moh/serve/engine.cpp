@@ -72,6 +72,18 @@ std::vector<TokenLogprob> best_of(const Tensor& logprobs, std::int64_t count) {
   return best;
 }
 
+// Of a row of a forward pass, as Token has them.
+std::vector<std::string> heads_of_row(const std::vector<ops::Routing>& layers, std::int64_t row) {
+  std::vector<std::string> heads;
+  for (const ops::Routing& layer : layers) {
+    const Tensor used = layer.gates[0][row].ne(0).contiguous();
+    const bool* const flags = used.const_data_ptr<bool>();
+    std::string& line = heads.emplace_back();
+    for (std::int64_t head = 0; head < used.numel(); ++head) line += flags[head] ? '1' : '0';
+  }
+  return heads;
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -298,15 +310,15 @@ struct Engine::Impl {
       const std::lock_guard lock(mutex);
       model.mutable_config().moh = variants[variant];
     }
-    const Tensor logits = model
-                              .forward({.ids = longs(ids).unsqueeze(0),
-                                        .position_ids = longs(positions),
-                                        .paged = &keys,
-                                        .logit_rows = longs(wanted)})
-                              .logits.squeeze(0);
+    const models::LlamaOutput output = model.forward({.ids = longs(ids).unsqueeze(0),
+                                                      .position_ids = longs(positions),
+                                                      .paged = &keys,
+                                                      .logit_rows = longs(wanted)});
+    const Tensor logits = output.logits.squeeze(0);
     for (const Entry& entry : entries) keep_pages(*entry.sequence);
     for (std::size_t i = 0; i < logit_rows.size(); ++i) {
-      use_logits(logit_rows[i], logits[static_cast<std::int64_t>(i)]);
+      use_logits(logit_rows[i], logits[static_cast<std::int64_t>(i)],
+                 [&] { return heads_of_row(output.routing, wanted[i]); });
     }
   }
 
@@ -344,7 +356,7 @@ struct Engine::Impl {
     return true;
   }
 
-  void use_logits(const LogitRow& row, const Tensor& logits) {
+  void use_logits(const LogitRow& row, const Tensor& logits, const std::function<std::vector<std::string>()>& heads) {
     Running* const sequence = find_running(row.sequence);
     if (sequence == nullptr) return;  // ended by an earlier row
     Request& request = sequence->request;
@@ -370,9 +382,9 @@ struct Engine::Impl {
       if (std::find(request.end_ids.begin(), request.end_ids.end(), id) != request.end_ids.end()) {
         return finish(sequence, Finish::kStop);
       }
-      if (request.on_token && !request.on_token(described(*sequence, id, logprobs))) {
-        return finish(sequence, Finish::kStop);
-      }
+      Token token = described(*sequence, id, logprobs);
+      if (request.tell_heads) token.heads = heads();
+      if (request.on_token && !request.on_token(token)) return finish(sequence, Finish::kStop);
       sequence->tokens.push_back(id);
       const std::int64_t room = std::min(config.max_position_embeddings, pool.size() * kPageTokens);
       if (sequence->generated() >= request.max_tokens || sequence->size() >= room) finish(sequence, Finish::kLength);

@@ -32,6 +32,9 @@ struct Token {
   bool of_prompt = false;
   std::optional<double> logprob;  // if asked for; the first token of a prompt has none
   std::vector<TokenLogprob> top;  // as many as asked for, best first
+  // If asked for: per layer '1' for every query head that was computed to choose this token, '0' for the others. A
+  // dense model's are empty.
+  std::vector<std::string> heads;
 };
 
 enum class Finish { kStop, kLength, kCancelled, kError };
@@ -43,6 +46,7 @@ struct Request {
   std::vector<std::int64_t> end_ids;
   bool echo = false;                // tells of the prompt's tokens, too
   std::int64_t top_logprobs = -1;   // -1: no log-probabilities; of the model's own distribution, before the sampler
+  bool tell_heads = false;          // see Token
   std::optional<double> activated;  // share of the heads; the model's own unless given
   // Called by step(), on its thread. on_token returns false to end the request (a stop string was found).
   std::function<bool(const Token&)> on_token;

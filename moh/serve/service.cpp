@@ -12,6 +12,7 @@
 #include "moh/generate/end_tokens.h"
 #include "moh/io/files.h"
 #include "moh/serve/completion_request.h"
+#include "moh/serve/page.h"
 #include "moh/serve/reply_format.h"
 #include "moh/text/chat_template.h"
 #include "moh/text/text_stream.h"
@@ -58,6 +59,7 @@ struct Choice {
   // Of a whole reply.
   std::string text;
   std::vector<NamedToken> tokens;
+  Json head_usage = Json::array();
   const char* finish = nullptr;
 
   Choice(const text::Tokenizer& tokenizer, std::vector<std::int64_t> ids, const std::vector<std::string>& stops)
@@ -68,6 +70,7 @@ struct Event {
   std::size_t choice;
   std::string text;
   std::optional<NamedToken> token;
+  std::vector<std::string> heads;  // of the token, if asked for
   bool of_prompt = false;
   std::optional<Finish> finish;
 };
@@ -105,7 +108,8 @@ struct Service::Impl {
   ServiceOptions options;
   std::shared_ptr<const text::Tokenizer> tokenizer;
   models::Llama& model;
-  std::int64_t context, bos;
+  std::int64_t context, bos, layers, heads;
+  std::optional<double> share;  // of the heads, of a MoH model
   std::vector<std::int64_t> end_ids;
   std::optional<text::ChatTemplate> chat;
   std::string bos_token, eos_token, chat_source;
@@ -124,6 +128,9 @@ struct Service::Impl {
         model(served),
         context(served.config().max_position_embeddings),
         bos(served.config().bos_token_id >= 0 ? served.config().bos_token_id : tokenizer->bos_id()),
+        layers(served.config().num_hidden_layers),
+        heads(served.config().num_attention_heads),
+        share(served.config().moh ? std::optional(served.config().activated_share()) : std::nullopt),
         end_ids(generate::end_tokens(options.folder, served.config())),
         engine(served, options.engine) {
     if (const auto source = text::find_chat_template(options.folder)) {
@@ -215,12 +222,14 @@ struct Service::Impl {
     if (!wanted.ignore_eos) request.end_ids = end_ids;
     request.echo = wanted.echo;
     request.top_logprobs = wanted.logprobs;
+    request.tell_heads = wanted.head_usage;
     request.activated = wanted.activated;
     request.on_token = [this, &choice, index, channel](const Token& token) {
       Event event;
       event.choice = index;
       event.of_prompt = token.of_prompt;
       event.token = named(token, choice.length);
+      event.heads = token.heads;
       if (token.of_prompt) {
         event.text = choice.echoed.push(bytes_of(token.id));
       } else {
@@ -321,21 +330,21 @@ struct Service::Impl {
       std::vector<NamedToken> tokens;
       if (is_token && wanted.logprobs >= 0) tokens.push_back(std::move(*event->token));
       if (!wanted.stream) {
+        if (!event->heads.empty()) choice.head_usage.push_back(event->heads);
         choice.text += event->text;
         for (NamedToken& token : tokens) choice.tokens.push_back(std::move(token));
         continue;
       }
       if (!begun) reply.begin("text/event-stream; charset=utf-8");
       begun = true;
-      if (event->text.empty() && tokens.empty() && !event->finish && choice.begun) continue;
+      if (event->text.empty() && tokens.empty() && event->heads.empty() && !event->finish && choice.begun) continue;
       const bool first = !choice.begun;
       choice.begun = true;
-      const Json chunk = reply_of(head, /*chunk=*/true,
-                                  Json::array({chunk_choice(head, static_cast<std::int64_t>(event->choice), event->text,
-                                                            event->finish ? choice.finish : nullptr,
-                                                            tokens.empty() ? nullptr : &tokens, first)}),
-                                  nullptr);
-      if (!reply.write("data: " + sent(chunk) + "\n\n")) return cancel_all();
+      Json chunk = chunk_choice(head, static_cast<std::int64_t>(event->choice), event->text,
+                                event->finish ? choice.finish : nullptr, tokens.empty() ? nullptr : &tokens, first);
+      if (!event->heads.empty()) chunk["head_usage"] = Json::array({event->heads});
+      const Json event_reply = reply_of(head, /*chunk=*/true, Json::array({std::move(chunk)}), nullptr);
+      if (!reply.write("data: " + sent(event_reply) + "\n\n")) return cancel_all();
     }
     if (wanted.stream) {
       if (!begun) reply.begin("text/event-stream; charset=utf-8");
@@ -348,6 +357,7 @@ struct Service::Impl {
       const Choice& choice = shared->choices[i];
       choices.push_back(whole_choice(head, static_cast<std::int64_t>(i), choice.text, choice.finish,
                                      wanted.logprobs >= 0 ? &choice.tokens : nullptr));
+      if (wanted.head_usage) choices.back()["head_usage"] = choice.head_usage;
     }
     reply.send(200, kJson, sent(reply_of(head, /*chunk=*/false, std::move(choices), &usage)));
   }
@@ -398,8 +408,10 @@ struct Service::Impl {
   }
 
   void models_list(HttpReply& reply) const {
-    const Json entry = {{"id", options.name}, {"object", "model"},        {"created", started},
-                        {"owned_by", "moh"},  {"max_model_len", context}, {"root", options.folder}};
+    Json entry = {{"id", options.name}, {"object", "model"},        {"created", started},
+                  {"owned_by", "moh"},  {"max_model_len", context}, {"root", options.folder}};
+    entry["moh"] = {
+        {"layers", layers}, {"heads", heads}, {"activated", share ? Json(*share) : Json()}, {"chat", chat.has_value()}};
     reply.send(200, kJson, sent({{"object", "list"}, {"data", Json::array({entry})}}));
   }
 
@@ -426,6 +438,7 @@ struct Service::Impl {
   void answer(const HttpRequest& request, HttpReply& reply) {
     const std::string& path = request.path;
     const bool get = request.method == "GET", post = request.method == "POST";
+    if (path == "/" && get) return reply.send(200, "text/html; charset=utf-8", kPage);
     if (path == "/health" && get) return reply.send(200, kJson, "{\"status\":\"ok\"}");
     if (!options.api_key.empty() && !equal_in_constant_time(request.authorization, "Bearer " + options.api_key)) {
       throw Refusal{401, "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"};
@@ -442,7 +455,7 @@ struct Service::Impl {
       if (path == known) throw Refusal{405, request.method.substr(0, 20) + " is not for " + path};
     }
     throw Refusal{404,
-                  "there is nothing at this path; known: /v1/completions, /v1/chat/completions, /v1/models, "
+                  "there is nothing at this path; known: /, /v1/completions, /v1/chat/completions, /v1/models, "
                   "/health, /metrics, /tokenize, /detokenize, /tokenizer_info"};
   }
 };

@@ -106,6 +106,27 @@ class Bench(unittest.TestCase):
         self.assertEqual(out.read_text()[: len(text)], text)
         self.assertEqual(out.read_text().count("# moh bench"), 1)
 
+    def test_bench_generate(self):
+        rows = json_lines("bench", "generate", "moh-llm-tiny", "--prompt-tokens", "16,40", "--max-tokens", 5, "--depth", "0,70",
+                          "--repetitions", 2, "--activated", 0.5, "--threads", 1, "--dtype", "bf16")
+        self.assertEqual([(row["test"], row["depth"]) for row in rows],
+                         [(test, depth) for depth in (0, 70) for test in ("pp16", "pp40", "tg5")])
+        for row in rows:
+            self.assertEqual((row["activated"], row["repetitions"], row["threads"], row["model"]), (0.5, 2, 1, "moh-llm-tiny"))
+            self.assertTrue(row["tokens_per_second"] > 0 and row["deviation"] >= 0)
+
+    def test_bench_serve(self):
+        row, = json_lines("bench", "serve", "moh-llm-tiny", "--requests", 12, "--concurrency", 5, "--prompt-tokens", "3,90",
+                          "--max-tokens", "2,9", "--hang-up", 0.3, "--verify", "--threads", 1)
+        self.assertEqual((row["errors"], row["different"], row["pages_used_at_end"]), (0, 0, 0), row)
+        self.assertEqual(row["completed"] + row["hung_up"], 12)
+        self.assertEqual(row["verified"], row["completed"])
+        self.assertTrue(0 < row["completed"] < 12 and 12 * 2 <= row["generated_tokens"] + row["hung_up"] <= 12 * 9)
+        for name in ("ttft_ms", "time_per_token_ms", "request_ms"):
+            times = row[name]
+            self.assertTrue(0 < times["p50"] <= times["p90"] <= times["p99"], row)
+        self.assertGreater(row["request_ms"]["mean"], row["ttft_ms"]["p50"] / 100)
+
     def test_wrong_usage_is_one_line(self):
         for status, words, arguments in ((1, "attention has no --queries", ("attention", "--queries", 2)),
                                          (1, "torch_sdpa, authors_form", ("attention", "--rival", "nobody")),

@@ -3,11 +3,13 @@ about. The model is random, made here; what a reply must be comes from the same 
 from the protocol."""
 
 import concurrent.futures
+import html
 import http.client
 import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,6 +265,44 @@ def test_the_rest(server):
     assert server.ask("GET", "/tokenizer_info")[0] == 200
     usage = server.stream(prompt="a", max_tokens=3, stream_options={"include_usage": True})[-1]
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 3, usage
+
+
+def test_head_usage(server):
+    ask = dict(prompt="the cat", max_tokens=6, temperature=0, ignore_eos=True, head_usage=True)
+    choice = server.complete(**ask)["choices"][0]
+    usage = choice["head_usage"]
+    # 8 heads, a share of 75 %: six for every token in each of two layers, whichever these are.
+    assert [[line.count("1") for line in token] for token in usage] == [[6, 6]] * 6 and {len(l) for t in usage for l in t} == {8}, usage
+    assert len({line for token in usage for line in token}) > 1, "every token used the same heads"
+    chunks = [chunk["choices"][0] for chunk in server.stream(**ask)]
+    assert [u for chunk in chunks for u in chunk.get("head_usage", [])] == usage
+    assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
+    half = server.complete(**ask, activated=0.5)["choices"][0]["head_usage"]
+    assert all(line.count("1") == 4 for token in half for line in token), half
+    assert "head_usage" not in server.complete(prompt="the cat", max_tokens=2)["choices"][0]
+    moh = json.loads(server.ask("GET", "/v1/models")[1])["data"][0]["moh"]
+    assert moh == {"layers": 2, "heads": 8, "activated": 0.75, "chat": False}, moh
+
+
+def test_page(server):
+    """The page in a headless browser: it asks, shows the reply token by token, and lights the heads of the last token."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    status, page = server.ask("GET", "/")
+    assert status == 200 and page.startswith("<!doctype html>") and "http://" not in page and "https://" not in page
+    if browser is None:
+        return print("serve: the page was not opened: no Chromium here")
+    expected = server.complete(prompt="the cat", max_tokens=12, temperature=0, head_usage=True)["choices"][0]
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--virtual-time-budget=20000",
+                               "--dump-dom", f"http://127.0.0.1:{server.port}/?q=the+cat&tokens=12"], capture_output=True, text=True, timeout=120)
+    dom = done.stdout
+    assert 'data-replies="1"' in dom, dom[-2000:] + done.stderr[-500:]
+    shown = html.unescape("".join(re.findall(r'<span class="token">(.*?)</span>', dom, re.S)))
+    assert shown == expected["text"], (shown, expected["text"])
+    grid = re.search(r'<div id="grid".*?</div>', dom, re.S)[0]
+    lit = ["1" if name == "on" else "0" for name in re.findall(r'<i class="(on|)"></i>', grid)]
+    assert "".join(lit) == "".join(expected["head_usage"][-1]), (lit, expected["head_usage"][-1])
+    assert "tokens/s" in dom and "75 % of the heads" in dom
 
 
 def main():
