@@ -2,8 +2,10 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <thread>
 
@@ -51,6 +53,14 @@ Json described(const std::string& model, const models::Llama& loaded) {
   return {{"model", model}, {"dtype", c10::toString(loaded.dtype())}, {"threads", at::get_num_threads()}};
 }
 
+// This process's memory that is not on disk.
+double resident_mib() {
+  std::ifstream file("/proc/self/statm");
+  double all = 0, resident = 0;
+  file >> all >> resident;
+  return resident * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1024 * 1024);
+}
+
 std::string spread(const Json& times) {
   if (times.is_null()) return "-";
   return fmt::format("{:.1f} | {:.1f} | {:.1f} | {:.1f}", times["mean"].get<double>(), times["p50"].get<double>(),
@@ -84,9 +94,12 @@ int run_serve(const Context& context, ServeOptions& options) {
   std::tie(options.run.shortest_prompt, options.run.longest_prompt) = ends(options.prompt_tokens);
   std::tie(options.run.shortest_reply, options.run.longest_reply) = ends(options.max_tokens);
   Json result;
+  const std::int64_t warm = options.run.requests / 10;
+  double memory_warm = 0;
   try {
     Progress progress("serve");
     result = bench::time_serving(options.run, interrupted, [&](std::int64_t done) {
+      if (done == warm) memory_warm = resident_mib();
       progress.update(static_cast<double>(done) / static_cast<double>(options.run.requests));
     });
   } catch (...) {
@@ -99,6 +112,8 @@ int run_serve(const Context& context, ServeOptions& options) {
   line.update(result);
   line["activated"] = options.run.activated.value_or(config.activated_share());
   line["preemptions"] = service.state().preemptions;
+  line["resident_mib_warm"] = memory_warm;  // after a tenth of the requests
+  line["resident_mib_end"] = resident_mib();
   line["pages_used_at_end"] = service.state().used_pages;
   context.emit(line);
   context.say(fmt::format(
@@ -172,7 +187,11 @@ std::function<std::optional<Run>()> add_serving_subjects(CLI::App& bench, Contex
   writer->add_option("--repetitions", generate->run.repetitions, "runs of each test");
   writer->add_option("--activated", generate->run.activated, "share of the heads (MoH models)");
 
-  for (CLI::App* each : {server, writer}) each->fallthrough();  // common options may come after
+  for (CLI::App* each : {server, writer}) {
+    each->fallthrough();  // common options may come after; but these are lists for the other subjects
+    each->add_option("--threads", context.threads, "CPU threads; 0: all cores");
+    each->add_option("--dtype", context.dtype, "fp32, bf16 or fp16; auto: as the checkpoint has it");
+  }
   bench.require_subcommand(0, 1);
   return [server, writer, serve, generate, &context]() -> std::optional<Run> {
     if (server->parsed()) return [serve, &context] { return run_serve(context, *serve); };

@@ -21,8 +21,8 @@ void layer() {
   auto weight = [](std::int64_t rows, std::int64_t columns) {
     return at::randn({rows, columns}).div_(std::sqrt(double(columns))).requires_grad_();
   };
-  moh::layers::MohAttentionWeights weights{.qkv = weight(3 * hidden, hidden),
-                                           .proj = weight(hidden, hidden),
+  moh::layers::MohAttentionWeights weights{.qkv = moh::layers::Linear(weight(3 * hidden, hidden)),
+                                           .proj = moh::layers::Linear(weight(hidden, hidden)),
                                            .wg = weight(heads - shared, hidden),
                                            .wg_1 = weight(shared, hidden),
                                            .wg_0 = weight(2, hidden)};
@@ -38,10 +38,14 @@ void generate(const std::string& folder, const std::string& text) {
   const auto model = moh::models::Llama::load(folder);
   const auto tokenizer = moh::text::load_tokenizer(folder);
   const auto prompt = moh::text::prompt_ids(*tokenizer, text, model.config().bos_token_id, /*parse_special=*/false);
+  moh::text::TextStream stream({});  // whole characters as soon as they are there
+  std::cout << text;
   const auto result = moh::generate::generate(model, prompt, /*max_tokens=*/32, /*sampling=*/{},
-                                              moh::generate::end_tokens(folder, model.config()));
-  std::cout << text << tokenizer->decode(result.ids) << "\n"
-            << 100 * result.active_heads << " % of the heads were computed\n";
+                                              moh::generate::end_tokens(folder, model.config()), [&](std::int64_t id) {
+                                                std::cout << stream.push(tokenizer->piece_bytes(id)) << std::flush;
+                                                return true;
+                                              });
+  std::cout << stream.finish() << '\n' << 100 * result.active_heads << " % of the heads were computed\n";
 }
 
 }  // namespace

@@ -303,7 +303,8 @@ class SentencePieceTokenizer : public Tokenizer {
       } else if (!processor_.IsControl(id)) {
         bytes = spaces_for_marks(processor_.IdToPiece(id));
       }
-      if (processor_.IsControl(id)) special.push_back({.content = processor_.IdToPiece(id), .id = id, .special = true});
+      if (processor_.IsControl(id) || processor_.IsUnknown(id))
+        special.push_back({.content = processor_.IdToPiece(id), .id = id, .special = true});
       pieces_.push_back(std::move(bytes));
     }
     num_own_ = static_cast<std::int64_t>(pieces_.size());
@@ -322,7 +323,7 @@ class SentencePieceTokenizer : public Tokenizer {
   AddedTokens added_;         // and the model's control tokens
   std::int64_t num_own_ = 0;  // tokens of the model itself
   bool cuts_at_spaces_ = false;
-  sentencepiece::SentencePieceProcessor processor_;
+  sentencepiece::SentencePieceProcessor processor_, as_it_stands_;  // the second without rules for spaces
   std::vector<std::string> pieces_;
 };
 

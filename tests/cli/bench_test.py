@@ -112,7 +112,8 @@ class Bench(unittest.TestCase):
         self.assertEqual([(row["test"], row["depth"]) for row in rows],
                          [(test, depth) for depth in (0, 70) for test in ("pp16", "pp40", "tg5")])
         for row in rows:
-            self.assertEqual((row["activated"], row["repetitions"], row["threads"], row["model"]), (0.5, 2, 1, "moh-llm-tiny"))
+            self.assertEqual((row["activated"], row["repetitions"], row["threads"], row["model"], row["dtype"]),
+                             (0.5, 2, 1, "moh-llm-tiny", "BFloat16"))
             self.assertTrue(row["tokens_per_second"] > 0 and row["deviation"] >= 0)
 
     def test_bench_serve(self):

@@ -278,7 +278,8 @@ TEST(Gguf, ConfigurationIsMadeOfTheMetadata) {
   File other = model();
   other.values[0] = File().text("general.architecture", "mamba").values[0];
   EXPECT_EQ(refused(other),
-            place + "architecture \"mamba\" is not supported; supported: llama, smollm3, qwen2, qwen3, gemma");
+            place + "architecture \"mamba\" is not supported; supported: llama, smollm3, qwen2, qwen3, gemma, gemma2, gemma3, phi3, "
+                    "olmo2, granite");
   File missing = model();
   missing.values.erase(missing.values.begin() + 1);
   EXPECT_EQ(refused(missing), place + "`llama.embedding_length` is missing");

@@ -41,7 +41,7 @@ CASES = {
     "gemma": ("Gemma", "gemma", ["IQ4_NL", "IQ4_XS"], dict(head_dim=64, num_key_value_heads=1)),
     "gemma2": ("Gemma2", "gemma2", ["Q8_0"], dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=16, attn_logit_softcapping=20.0,
                                                   final_logit_softcapping=10.0)),
-    "gemma3": ("Gemma3", "gemma3", ["Q4_0", "Q6_K"], dict(head_dim=32, query_pre_attn_scalar=32, sliding_window=8, num_hidden_layers=7)),
+    "gemma3": ("Gemma3", "gemma3", ["Q4_0", "Q6_K"], dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=8, num_hidden_layers=7)),
     "phi3": ("Phi3", "phi3", ["F16", "Q8_0"], dict(head_dim=64, sliding_window=17,
                                                    rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5))),
     "olmo2": ("Olmo2", "olmo2", ["Q8_0", "Q5_0"], dict(rms_norm_eps=1e-5)),
@@ -53,7 +53,11 @@ NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 LAYER_NAMES = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
                "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
                "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-               "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+               "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "self_attn.qkv_proj": "attn_qkv",
+               "mlp.gate_up_proj": "ffn_up"}
+NORMS_AROUND = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+                "post_feedforward_layernorm": "post_ffw_norm"}
+GEMMAS = ("gemma", "gemma2", "gemma3")
 # Where a block keeps its scales of 16 bits.
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2],
           "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}

@@ -275,7 +275,7 @@ class TokenizerTest(unittest.TestCase):
         for legacy, prefix, scheme in ((None, None, "first"), (True, True, "always"), (False, False, "never")):
             theirs = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
             theirs.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
-            theirs.add_special_tokens([AddedToken("<|im_start|>", normalized=False)])
+            theirs.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>", "<|im_start|>")])
             theirs.add_tokens([AddedToken("[tool]", normalized=False)])
             flags = dict(lstrip=False, rstrip=False, normalized=False, single_word=False)
             (self.folder / "tokenizer_config.json").write_text(json.dumps({

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "moh/base/error.h"
+#include "moh/layers/routers/linear_keys.h"
 
 namespace {
 
