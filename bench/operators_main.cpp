@@ -11,6 +11,7 @@
 
 #include "bench/bench.h"
 #include "moh/base/error.h"
+#include "moh/ops/cores.h"
 
 namespace moh::bench {
 namespace {
@@ -60,6 +61,7 @@ void run(const std::vector<std::string>& arguments) {
   std::string names;
   for (const Subject& subject : operator_subjects()) names += std::string(names.empty() ? "" : "|") + subject.name;
   MOH_CHECK(arguments.size() % 2 == 1, "[bench] usage: operator_bench ", names, " [--FLAG VALUE]...");
+  ops::use_available_cores();
   Grid grid;
   Options options;
   for (std::size_t i = 1; i + 1 < arguments.size(); i += 2) set(grid, options, arguments[i], arguments[i + 1]);

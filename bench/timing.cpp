@@ -6,6 +6,8 @@
 #include <chrono>
 #include <limits>
 
+#include "moh/base/activity.h"
+
 namespace moh::bench {
 namespace {
 
@@ -26,6 +28,7 @@ std::function<void()> until_done(std::function<void()> work, at::Device device) 
 }
 
 double milliseconds(const std::function<void()>& work) {
+  check_interrupt();
   const auto start = std::chrono::steady_clock::now();
   work();
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

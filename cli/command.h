@@ -24,8 +24,10 @@ struct Context {
   std::string device = "cpu", dtype = "auto", backend, config_file, read_as = "auto";
   int threads = 0;
   std::uint64_t seed = 0;
-  std::string command;             // as typed, quoted for a shell
-  Json sections = Json::object();  // from --config and --section.key
+  std::string command;                   // as typed, quoted for a shell
+  std::vector<std::string> arguments;    // as typed, the command's name first
+  Json sections = Json::object();        // from --config and --section.key
+  Json given_sections = Json::object();  // from --section.key alone
 
   void emit(const Json& line) const;
   void say(const std::string& text) const;
@@ -44,7 +46,10 @@ struct Command {
   const char* name;
   const char* summary;
   std::function<Run(CLI::App& app, Context& context)> setup;
+  std::vector<std::string> sections = {};  // of --config and --SECTION.KEY, those that it reads
 };
+// The group in --help of the options that every command has.
+inline constexpr const char* kCommonGroup = "common";
 
 // Commands register themselves: `const Registered registered{{"name", "summary", setup}};` at the end of their file.
 std::vector<Command>& commands();
@@ -54,12 +59,15 @@ struct Registered {
 
 // True once Ctrl-C was pressed; a command that saves its state watches it.
 extern std::atomic<bool> interrupted;
-constexpr int kInterruptedStatus = 130;
+// For a command that has nothing to save and long steps: Ctrl-C ends it then and there.
+void end_at_once_when_interrupted();
+constexpr int kUsageStatus = 2, kInterruptedStatus = 130;
 
 // One flag --field-name (also --section.field_name) for each field of Config; values given are collected in `given`.
+// They are a group of --help, called as the section is unless `group` says otherwise.
 template <class Config>
-void add_fields(CLI::App& app, const std::string& section, Json& given,
-                const std::vector<std::string>& leave_out = {}) {
+void add_fields(CLI::App& app, const std::string& section, Json& given, const std::vector<std::string>& leave_out = {},
+                const std::string& group = "") {
   Config defaults;
   auto visit = [&](const char* name, const auto& value, const char* help) {
     using T = std::decay_t<decltype(value)>;
@@ -68,7 +76,8 @@ void add_fields(CLI::App& app, const std::string& section, Json& given,
     std::replace(flag.begin(), flag.end(), '_', '-');
     auto* option = app.add_option_function<T>(
         "--" + flag + ",--" + section + "." + name, [&given, name](const T& parsed) { given[name] = parsed; }, help);
-    option->default_str(Json(value).is_string() ? Json(value).get<std::string>() : Json(value).dump())->group(section);
+    option->default_str(Json(value).is_string() ? Json(value).get<std::string>() : Json(value).dump())
+        ->group(group.empty() ? section : group);
   };
   defaults.fields(visit);
 }

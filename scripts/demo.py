@@ -151,9 +151,13 @@ def write_report(arguments, out, dense_log, dense_eval, floor, rows, curves, loa
                 f"In moh-llm-s, attention is {100 * cost['attention_share']:.0f} % of a dense forward pass at "
                 f"{cost['context']} tokens; the whole model gains accordingly less.",
         "items": [{"type": "table", "columns": ["tokens", "heads on, %", "moh ms", "torch ms", "ratio"],
-                   "rows": [[row["tokens"], round(100 * row["activated"]), round(row["moh_ms"], 2),
+                   "rows": [[f"{row['tokens']:,}{' *' if row['disturbed'] else ''}", round(100 * row["activated"]), round(row["moh_ms"], 2),
                              round(row["rival_ms"], 2), round(row["ratio"], 2)] for row in speed],
                    "note": f"32 heads of 64, causal, fp32, {speed[0]['threads']} threads, backend {speed[0]['backend']}"}]})
+    disturbed = [row for row in speed if row["disturbed"]]
+    if disturbed:
+        sections[-1]["items"][0]["note"] += (f"; *: other programs used up to {max(r['other_cpus'] for r in disturbed):.1f} CPUs "
+                                             "meanwhile, these are not the machine's own figures")
     heat = []
     for percent, inspected in loads:
         shared = inspected["config"]["moh"]["shared_heads"]
@@ -175,8 +179,12 @@ def write_report(arguments, out, dense_log, dense_eval, floor, rows, curves, loa
     if floor:
         summary.append(f"The text's exact entropy allows no perplexity below {floor:.3f}.")
     half = [row for row in speed if abs(row["activated"] - 0.5) < 0.01]
-    summary.append(f"With half of the heads, attention takes {min(r['ratio'] for r in half):.2f} to "
-                   f"{max(r['ratio'] for r in half):.2f} of the time of torch's fused attention with all of them.")
+    if disturbed:
+        summary.append("The speed of attention below was measured beside other programs, so it says little: repeat "
+                       "`moh bench attention` when the machine is quiet.")
+    else:
+        summary.append(f"With half of the heads, attention takes {min(r['ratio'] for r in half):.2f} to "
+                       f"{max(r['ratio'] for r in half):.2f} of the time of torch's fused attention with all of them.")
     report = {"title": "moh: a dense model becomes a Mixture-of-Head model",
               "subtitle": f"make demo, {seconds:.0f} seconds, {arguments.data or arguments.model or 'stories of its own grammar'}",
               "summary": summary, "sections": sections}

@@ -3,11 +3,14 @@
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 
 #include "cli/command.h"
 #include "cli/commands/vit_commands.h"
+#include "moh/base/activity.h"
 #include "moh/eval/image_classification.h"
+#include "moh/io/folder_walk.h"
 #include "moh/ops/memory_pool.h"
 #include "moh/ops/autocast.h"
 
@@ -21,12 +24,29 @@ struct Options {
   VitUse vit;
 };
 
-int classify(const Context& context, const Options& options) {
+// Pictures named, and those of folders, in order of their names.
+std::vector<std::string> pictures_of(const std::vector<std::string>& paths) {
+  std::vector<std::string> files;
+  for (const std::string& path : paths) {
+    if (!std::filesystem::is_directory(path)) {
+      files.push_back(path);
+      continue;
+    }
+    const auto found = io::files_in(path, /*deep=*/true, io::is_picture_name).paths;
+    MOH_CHECK(!found.empty(), "[classify] folder ", path, " has no JPEG or PNG file");
+    files.insert(files.end(), found.begin(), found.end());
+  }
+  return files;
+}
+
+int classify(const Context& context, Options options) {
+  const Interruptible interruptible(interrupted);
   MOH_CHECK(options.top > 0, "[classify] --top must be positive, got ", options.top);
   MOH_CHECK(
       is_vit_folder(options.model), "[classify] ", options.model,
       " is not a folder of a vision transformer (config.json with model_type moh-vit); `moh convert` makes one of a "
       "checkpoint");
+  options.images = pictures_of(options.images);
   const ops::MemoryPool pool;  // every picture is like the last
   const models::Vit model = open_vit(context, options.model, options.vit);
   const models::VitConfig& config = model.config();
@@ -63,6 +83,7 @@ int classify(const Context& context, const Options& options) {
     context.emit(line);
     if (!context.json) context.say(fmt::format("{}: {}", file, text));
   }
+  if (!options.seen.empty()) context.say("wrote " + options.seen);
   MOH_CHECK(failed < options.images.size(), "[classify] none of the ", failed, " pictures could be read");
   return 0;
 }
@@ -71,7 +92,7 @@ const Registered registered{
     {"classify", "classes of pictures, by a vision transformer", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
        app.add_option("model", options->model, "model folder")->required();
-       app.add_option("images", options->images, "JPEG or PNG files")
+       app.add_option("images", options->images, "JPEG or PNG files, or folders of them")
            ->required()
            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_option("--top", options->top, "classes to name");

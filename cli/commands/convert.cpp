@@ -1,14 +1,16 @@
 // moh convert: a dense LLaMA folder becomes a MoH folder with the same weights (paper, section 3.4).
 #include <fmt/format.h>
 
+#include <cmath>
 #include <filesystem>
 #include <memory>
 
 #include "cli/command.h"
 #include "cli/commands/convert_options.h"
-#include "cli/commands/dit_commands.h"
 #include "cli/commands/export_model.h"
-#include "cli/commands/vit_commands.h"
+#include "cli/model_kind.h"
+#include "cli/progress.h"
+#include "moh/base/activity.h"
 #include "moh/convert/recipe.h"
 #include "moh/convert/vocabulary.h"
 #include "moh/io/companions.h"
@@ -34,20 +36,36 @@ int grow(const Context& context, const ConvertOptions& options) {
   larger.save(options.out);
   io::copy_companions(options.tokenizer, options.out);
   context.emit({{"parameters", larger.num_parameters()}, {"vocabulary", size}});
-  context.say(fmt::format("{}: {} parameters, a vocabulary of {} (before: {})", options.out, larger.num_parameters(),
-                          size, model.config().vocab_size));
+  context.say(fmt::format("wrote {}: {} parameters, a vocabulary of {} (before: {})", options.out,
+                          with_commas(larger.num_parameters()), with_commas(size),
+                          with_commas(model.config().vocab_size)));
   return 0;
 }
 
-int run(const Context& context, const ConvertOptions& options) {
-  MOH_CHECK(context.torch_device().is_cpu(), "[convert] runs on the CPU alone; leave --device out");
-  if (!options.export_to.empty()) return export_model(context, options.in, options.out);
-  if (options.vocabulary > 0 || !options.tokenizer.empty()) return grow(context, options);
-  if (is_vit_checkpoint(options.in)) {
-    return convert_vit(context, options.in, options.out, options.preset, options.weights);
+void say_what_is_assumed(const Context& context, const ConvertOptions& options, const models::LlamaConfig& config) {
+  const std::int64_t heads = config.num_attention_heads;
+  const double asked = options.activated, got = config.activated_share();
+  if (!options.top_k && !config.moh->by_threshold() && std::abs(asked - got) > 0.005) {
+    context.say(
+        fmt::format("{:.1f} % of {} heads is no whole number: {:.1f} % are active", 100 * asked, heads, 100 * got));
   }
-  if (is_dit_folder(options.in) || is_dit_checkpoint(options.in)) {
-    return convert_dit(context, options.in, options.out, options.weights);
+  if (!options.data.empty() || got >= 1) return;
+  context.say(
+      "as the paper does it, by the shapes alone: quality drops until the model is tuned; --recipe best --data TEXT keeps "
+      "most of it without tuning");
+}
+
+int run(const CLI::App& app, const Context& context, const ConvertOptions& options) {
+  MOH_CHECK(context.torch_device().is_cpu(), "[convert] runs on the CPU alone; leave --device out");
+  const Interruptible interruptible(interrupted);
+  if (!options.export_to.empty()) return export_model(context, options.in, options.out);
+  if (options.vocabulary > 0 || !options.tokenizer.empty()) {
+    refuse_other_kinds(options.in, "convert");
+    return grow(context, options);
+  }
+  if (const ModelKind* kind = kind_of(options.in)) {
+    allow_only(app, {"--preset", "--weights"}, "", options.in, kind->name);
+    return kind->convert(context, {options.in, options.out, options.preset, options.weights});
   }
   // A checkpoint file that was none of the above: what the command was asked to make a folder of.
   MOH_CHECK(
@@ -89,9 +107,10 @@ int run(const Context& context, const ConvertOptions& options) {
   line["activated"] = config.activated_share();
   line["layers"] = layers;
   context.emit(line);
-  context.say(fmt::format("{}: {} parameters, {:.1f} % of the heads active (layer 0: {}), router {}{}", options.out,
-                          model.num_parameters(), 100 * config.activated_share(), config.heads_text(0),
-                          config.moh->router.name(),
+  if (!was_moh) say_what_is_assumed(context, options, config);
+  context.say(fmt::format("wrote {}: {} parameters, {:.1f} % of the heads active (layer 0: {}), router {}{}",
+                          options.out, with_commas(model.num_parameters()), 100 * config.activated_share(),
+                          config.heads_text(0), config.moh->router.name(),
                           was_moh ? "; it was a MoH model already, its heads stay as they were" : ""));
   return 0;
 }
@@ -185,11 +204,17 @@ const Registered registered{
                       "tokens of such a window; 0: the model's context, at most 512");
        return [options, &app, &context] {
          if (options->recipe == "best") set_best(app, *options);
-         try {
-           return run(context, *options);
-         } catch (const convert::Stopped&) {
+         const auto stopped = [&] {
+           if (!std::filesystem::exists(options->out + "/conversion")) throw Interrupted();
            context.say(options->out + "/conversion holds what was done; the same command goes on from there");
            return kInterruptedStatus;
+         };
+         try {
+           return run(app, context, *options);
+         } catch (const convert::Stopped&) {
+           return stopped();
+         } catch (const Interrupted&) {
+           return stopped();
          }
        };
      }}};

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <memory>
-#include <thread>
 
 #include "cli/command.h"
 #include "cli/progress.h"
+#include "moh/base/cores.h"
 #include "moh/data/tokenize.h"
 
 namespace moh::cli {
@@ -21,8 +21,7 @@ struct Options {
 int tokenize(const Context& context, const Options& options) {
   const auto tokenizer = options.tokenizer.empty() ? text::bytes_tokenizer() : text::load_tokenizer(options.tokenizer);
   data::TokenizeOptions tokenize = options.tokenize;
-  tokenize.workers =
-      options.workers > 0 ? options.workers : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  tokenize.workers = options.workers > 0 ? options.workers : available_cores();
   Progress progress("tokenize");
   const auto result = data::tokenize_documents(
       *tokenizer, options.tokenizer, tokenize, interrupted,

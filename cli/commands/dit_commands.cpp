@@ -1,9 +1,11 @@
-#include "cli/commands/dit_commands.h"
-
+// What inspect and convert do with DiTs.
 #include <fmt/format.h>
 
 #include <filesystem>
 
+#include "cli/layer_heads.h"
+#include "cli/model_kind.h"
+#include "cli/progress.h"
 #include "cli/report/report.h"
 #include "moh/io/files.h"
 #include "moh/models/dit_cost.h"
@@ -11,6 +13,13 @@
 
 namespace moh::cli {
 namespace {
+
+constexpr const char* kDitName = "a DiT";
+
+// A folder whose config.json is of a DiT.
+bool is_dit_folder(const std::string& path) {
+  return std::filesystem::exists(path + "/config.json") && models::is_dit_config(io::load_config(path));
+}
 
 Json layers_of(const models::DitConfig& config) {
   Json layers = Json::array();
@@ -23,36 +32,27 @@ Json layers_of(const models::DitConfig& config) {
 
 models::DitConfig config_of(const std::string& model) {
   if (is_dit_folder(model)) return models::parse_dit_config(io::load_config(model), model + "/config.json");
-  if (is_dit_checkpoint(model)) return models::load_dit(model).config();
+  if (models::is_dit_checkpoint_file(model)) return models::load_dit(model).config();
   return models::dit_preset(model);
 }
 
-// "0-9: 8 shared + 0 of 0 routed", layers that are alike together.
-std::vector<std::string> layer_lines(const models::DitConfig& config) {
-  std::vector<std::string> lines;
-  for (std::int64_t i = 0; i < config.depth;) {
-    std::int64_t end = i + 1;
-    const auto same = [&](std::int64_t j) {
-      return config.num_heads[j] == config.num_heads[i] && config.shared_heads(j) == config.shared_heads(i) &&
-             config.top_k(j) == config.top_k(i);
-    };
-    while (end < config.depth && same(end)) ++end;
-    lines.push_back(fmt::format("layers {}-{}: {} shared + {} of {} routed heads", i, end - 1, config.shared_heads(i),
-                                config.top_k(i), config.num_heads[i] - config.shared_heads(i)));
-    i = end;
+std::vector<LayerHeads> layer_heads(const models::DitConfig& config) {
+  std::vector<LayerHeads> layers;
+  for (std::int64_t i = 0; i < config.depth; ++i) {
+    LayerHeads heads{.name = std::to_string(i), .shared = {}, .selected = std::to_string(config.top_k(i)), .load = {}};
+    for (std::int64_t head = 0; head < config.num_heads[i]; ++head)
+      heads.shared.push_back(head < config.shared_heads(i));
+    layers.push_back(std::move(heads));
   }
-  return lines;
+  return layers;
 }
 
-}  // namespace
-
-bool is_dit_folder(const std::string& path) {
-  return std::filesystem::exists(path + "/config.json") && models::is_dit_config(io::load_config(path));
-}
-
-bool is_dit_checkpoint(const std::string& path) { return models::is_dit_checkpoint_file(path); }
-
-int convert_dit(const Context& context, const std::string& in, const std::string& out, const std::string& weights) {
+// A checkpoint of the authors (.pt, .safetensors) or a folder becomes a model folder; of weights `auto`, both the
+// present and the averaged ones where there are both.
+int convert_dit(const Context& context, const ModelKind::Conversion& conversion) {
+  const auto& [in, out, preset, weights] = conversion;
+  MOH_CHECK(preset.empty(), "[convert] ", in, " is ", kDitName,
+            ": its shapes tell its configuration, leave --preset out");
   MOH_CHECK(!std::filesystem::exists(out + "/model.safetensors"), "[convert] ", out,
             " holds a model already; choose another folder");
   const bool both = weights == "auto" && models::has_both_weights(in);
@@ -67,13 +67,15 @@ int convert_dit(const Context& context, const std::string& in, const std::string
   line["layers"] = layers_of(config);
   line["weights"] = both ? "model, ema" : weights;
   context.emit(line);
-  context.say(fmt::format("{}: {} parameters, {:.1f} % of the heads active, {} classes{}", out,
-                          models::dit_parameter_count(config), 100 * config.activated_share(), config.num_classes,
-                          both ? "; present and averaged weights" : ""));
+  context.say(fmt::format("wrote {}: {} parameters, {:.1f} % of the heads active, {} classes{}", out,
+                          with_commas(models::dit_parameter_count(config)), 100 * config.activated_share(),
+                          config.num_classes, both ? "; present and averaged weights" : ""));
   return 0;
 }
 
-int inspect_dit(const Context& context, const std::string& model, const std::string& data, const std::string& html) {
+// Costs, heads of each layer.
+int inspect_dit(const Context& context, const ModelKind::Inspection& inspection) {
+  const auto& [model, data, html] = inspection;
   MOH_CHECK(data.empty(), "[inspect] --data is for language models and vision transformers; of a DiT `moh train` logs ",
             "the share of active heads");
   const models::DitConfig config = config_of(model);
@@ -102,29 +104,35 @@ int inspect_dit(const Context& context, const std::string& model, const std::str
                                config.input_size, tokens)},
       {"classes", std::to_string(config.num_classes)},
       {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
-      {"parameters", std::to_string(cost.parameters)},
-      {"active parameters", std::to_string(cost.active_parameters)},
-      {"FLOPs of a forward pass",
-       fmt::format("{:.4g} (dense {:.4g}; attention is {:.1f} % of that, with query and output projections {:.1f} %)",
-                   cost.flops, cost.dense_flops, 100 * cost.attention_share, 100 * cost.head_share)}};
-  const auto lines = layer_lines(config);
+      {"parameters", with_commas(cost.parameters)},
+      {"active parameters", with_commas(cost.active_parameters)},
+      {"FLOPs of a forward pass", with_unit(cost.flops)},
+      {"of the dense model", with_unit(cost.dense_flops)},
+      {"attention's share of that", fmt::format("{:.1f} %", 100 * cost.attention_share)},
+      {"with its projections", fmt::format("{:.1f} %", 100 * cost.head_share)}};
   if (!context.json) {
-    for (const auto& [name, value] : facts) context.say(fmt::format("{:<24} {}", name, value));
-    for (const std::string& text : lines) context.say(text);
+    for (const auto& [name, value] : facts) context.say(fmt::format("{:<26} {}", name, value));
+    if (config.moh) say_layer_heads(context, "layers", layer_heads(config));
   }
   if (!html.empty()) {
     Json report = Json::object(), list = Json::array();
-    report["title"] = "Model " + model;
+    const auto path = std::filesystem::path(model).lexically_normal();
+    report["title"] = "DiT " + (path.has_filename() ? path : path.parent_path()).filename().string();
+    report["subtitle"] = std::filesystem::exists(model) ? model : "a preset";
     for (const auto& [name, value] : facts) list.push_back({{"name", name}, {"value", value}});
-    for (const std::string& text : lines) {
-      const auto colon = text.find(':');
-      list.push_back({{"name", text.substr(0, colon)}, {"value", text.substr(colon + 2)}});
-    }
     report["facts"] = list;
+    if (config.moh) {
+      report["sections"] = {
+          {{"heading", "Heads by layer"}, {"items", {layer_heads_picture("layer", 1, layer_heads(config))}}}};
+    }
     io::write_file(html, render_report(report));
     context.say("wrote " + html);
   }
   return 0;
 }
 
+const RegisteredModelKind registered{{kDitName, "DiT", is_dit_folder, models::is_dit_checkpoint_file,
+                                      models::dit_presets, "sample", convert_dit, inspect_dit, nullptr}};
+
+}  // namespace
 }  // namespace moh::cli

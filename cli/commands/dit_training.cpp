@@ -3,11 +3,13 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "cli/commands/language_training.h"
 #include "cli/commands/training_kind.h"
 #include "cli/processes.h"
 #include "cli/progress.h"
+#include "moh/base/activity.h"
 #include "moh/data/latent_cache.h"
 #include "moh/data/picture_folder.h"
 #include "moh/generate/pictures.h"
@@ -24,7 +26,7 @@ constexpr const char* kGroup = "DiT";
 struct DitRun {
   std::string preset, data, valid, out, vae, latents;
   bool pixels = false, flip = true;
-  std::int64_t sheet_count = 40, sheet_columns = 10;
+  std::int64_t illustrate_every = 0, sheet_count = 40, sheet_columns = 10;
   std::string sheet_sampler = "dpm++", sheet_steps = "25";
   double cfg_scale = 1.5;
 
@@ -38,6 +40,7 @@ struct DitRun {
     visit("latents", latents, "folder of the latent cache (default: OUT/latents)");
     visit("pixels", pixels, "train a latent preset on pixels instead, input_size pixels square");
     visit("flip", flip, "mirror half of the examples");
+    visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");
     visit("sheet_count", sheet_count, "pictures on a sheet of samples (--illustrate-every)");
     visit("sheet_columns", sheet_columns, "pictures beside one another");
     visit("sheet_sampler", sheet_sampler, "ddpm, ddim or dpm++");
@@ -145,6 +148,8 @@ std::function<void(const models::Dit&, const std::string&, std::int64_t)> illust
 }
 
 int train_dit(const CLI::App& app, const Context& context) {
+  std::optional<Interruptible> preparing;  // later the trainer stops, and saves
+  if (group().alone()) preparing.emplace(interrupted);
   const Json given = given_fields<DitRun>(app);
   const bool resume = app.get_option("--resume")->count() > 0;
   train::TrainConfig config = recipe();
@@ -186,20 +191,26 @@ int train_dit(const CLI::App& app, const Context& context) {
                                                     static_cast<std::uint64_t>(config.seed));
   model.to(context.torch_device());
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
-                          models::dit_parameter_count(model.config()), 100 * model.config().activated_share(),
-                          sources.train->size(), sources.train->classes().size()));
+                          with_commas(models::dit_parameter_count(model.config())),
+                          100 * model.config().activated_share(), with_commas(sources.train->size()),
+                          sources.train->classes().size()));
   train::DitTaskOptions options;
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.autocast = ops::autocast_type(config.dtype);
   options.recompute = config.recompute;
   options.flip = run.flip;
+  MOH_CHECK(run.illustrate_every >= 0, "[train] illustrate_every must be at least 0, got ", run.illustrate_every);
+  options.illustrate_every = run.illustrate_every;
   options.illustrate = illustrator(run, vae, options.seed);
   const Json model_json = models::dit_config_json(model.config());
   train::DitTask task(std::move(model), sources.train, sources.valid, options);
+  preparing.reset();
   return run_training(context, "train", config, task, run.out, checkpoint, run_json, model_json);
 }
 
-const RegisteredTrainingKind registered{{kGroup, models::is_dit_preset, [](CLI::App& app, Context& context) -> Run {
+const RegisteredTrainingKind registered{{kGroup, models::is_dit_preset, [] { return to_json(recipe()); },
+                                         [] { return field_names<DitRun>(); },
+                                         [](CLI::App& app, Context& context) -> Run {
                                            add_missing_fields<DitRun>(app, kGroup);
                                            return [&app, &context] { return train_dit(app, context); };
                                          }}};

@@ -2,13 +2,14 @@
 // between pictures (image_eval.h).
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 
 #include "cli/command.h"
 #include "cli/commands/image_eval.h"
 #include "cli/commands/task_eval.h"
-#include "cli/commands/vit_commands.h"
+#include "cli/model_kind.h"
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
 #include "moh/base/error.h"
@@ -20,16 +21,18 @@ namespace {
 struct Options {
   std::string model, data;
   eval::PerplexityOptions perplexity;
-  VitUse vit;
   RunTimeHeads heads;
   TaskEval tasks;
 };
 
+// How many targets an evaluation has.
+double tokens_read(const eval::PerplexityOptions& options, std::int64_t stream, const models::LlamaConfig& config) {
+  const std::int64_t window = options.sequence > 0 ? options.sequence : config.max_position_embeddings;
+  const std::int64_t most = options.max_windows > 0 ? options.max_windows * window : stream - 1;
+  return static_cast<double>(std::min(most, stream - 1));
+}
+
 int run_eval(const Context& context, const Options& options) {
-  const bool pictures = is_vit_folder(options.model);
-  MOH_CHECK(!pictures || !options.tasks.asked_for(), "[eval] --task is for language models; ", options.model,
-            " classifies pictures");
-  if (pictures) return eval_vit(context, options.model, options.data, options.vit);
   if (options.tasks.asked_for()) {
     return eval_tasks(context, options.model, options.data, options.heads, options.tasks);
   }
@@ -38,7 +41,7 @@ int run_eval(const Context& context, const Options& options) {
   options.heads.apply(model.mutable_config());
   const auto tokenizer = text::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
-  Progress progress("eval");
+  Progress progress("eval", "tokens", tokens_read(options.perplexity, stream.size(), model.config()));
   const auto start = std::chrono::steady_clock::now();
   const auto result = eval::perplexity(model, stream, options.perplexity, [&](double done) { progress.update(done); });
   progress.finish();
@@ -51,10 +54,9 @@ int run_eval(const Context& context, const Options& options) {
   line["tokens_per_second"] = static_cast<double>(result.tokens) / seconds;
   context.emit(line);
   if (!context.json) {
-    context.say(
-        fmt::format("perplexity {:.4f} (nll {:.4f}) over {} tokens, {:.1f} % of the heads active, {:.0f} tokens/s",
-                    result.perplexity, result.nll, result.tokens, 100 * result.active_heads,
-                    static_cast<double>(result.tokens) / seconds));
+    context.say(fmt::format("perplexity {:.4f} (nll {:.4f}) over {} tokens, {:.1f} % of the heads active, {}",
+                            result.perplexity, result.nll, with_commas(result.tokens), 100 * result.active_heads,
+                            format_rate(static_cast<double>(result.tokens) / seconds, "tokens")));
   }
   return 0;
 }
@@ -70,8 +72,6 @@ const Registered registered{
            "--task a folder of benchmark files");
        app.add_option("--sequence", options->perplexity.sequence, "context of a window; 0: the model's");
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
-       app.add_option("--images", options->vit.batch, "pictures at a time")->group("ViT");
-       options->vit.add_options(app);
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
        options->tasks.add_options(app);
@@ -82,8 +82,20 @@ const Registered registered{
            if (given->empty()) throw CLI::RequiredError(name);
          }
        });
-       return [options, pictures, &app, &context] {
+       std::vector<std::pair<const ModelKind*, ModelKind::Evaluation>> kinds;
+       for (const ModelKind& kind : model_kinds()) {
+         if (kind.eval != nullptr) kinds.emplace_back(&kind, kind.eval(app, context));
+       }
+       return [options, pictures, kinds, &app, &context] {
          if (app.get_option("--generated")->count() > 0) return pictures();
+         const Interruptible interruptible(interrupted);
+         if (const ModelKind* kind = kind_of(options->model)) {
+           for (const auto& [each, evaluate] : kinds) {
+             if (each == kind) return evaluate(options->model, options->data);
+           }
+           fail("[eval] ", options->model, " is ", kind->name, "; `moh ", kind->command, "` is for it");
+         }
+         for (const ModelKind& kind : model_kinds()) allow_none_of(app, kind.group, options->model, "a language model");
          return run_eval(context, *options);
        };
      }}};

@@ -21,7 +21,7 @@ int export_model(const Context& context, const std::string& in, const std::strin
                 {"activated", model.config().activated_share()},
                 {"layers", model.config().num_hidden_layers},
                 {"export", "hf"}});
-  context.say(fmt::format("{}: load it with AutoModelForCausalLM.from_pretrained(\"{}\"{})", out, out,
+  context.say(fmt::format("wrote {}: load it with AutoModelForCausalLM.from_pretrained(\"{}\"{})", out, out,
                           is_moh ? ", trust_remote_code=True" : ""));
   return 0;
 }

@@ -26,7 +26,7 @@ int run_features(const Context& context, Options options) {
   model.to(context.torch_device());
   const auto pictures = eval::open_pictures(options.pictures, options.limit);
   options.features.autocast = context.autocast_type();
-  Progress progress("features");
+  Progress progress("features", "images", static_cast<double>(pictures.count));
   const auto result = eval::picture_features(model, pictures, options.features, [&](double done) {
     progress.update(done);
     return !interrupted.load();

@@ -7,10 +7,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <iterator>
 #include <memory>
+#include <optional>
 
 #include "cli/command.h"
+#include "cli/model_kind.h"
 #include "cli/run_time_heads.h"
+#include "moh/base/activity.h"
 #include "moh/generate/end_tokens.h"
 #include "moh/io/files.h"
 #include "moh/text/chat_template.h"
@@ -70,7 +74,9 @@ class Generator {
       std::fwrite(part.data(), 1, part.size(), stdout);
       std::fflush(stdout);
     };
+    std::optional<Interruptible> prefill(std::in_place, interrupted);  // before there is a reply to keep
     const auto on_token = [&](std::int64_t id) {
+      prefill.reset();
       show(stream.push(tokenizer_->piece_bytes(id)));
       return !stream.stopped() && !interrupted;
     };
@@ -148,13 +154,22 @@ int run_chat(const Context& context, const Options& options) {
   return interrupted ? kInterruptedStatus : 0;
 }
 
+// But for the line end that `echo` and editors put last.
+std::string standard_input() {
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  if (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
 int run_generate(const Context& context, const Options& options) {
   for (const std::string& stop : options.stop) MOH_CHECK(!stop.empty(), "[generate] --stop must not be empty");
+  refuse_other_kinds(options.model, "generate");
   if (options.chats) return run_chat(context, options);
+  const std::string text = options.prompt == "-" ? standard_input() : options.prompt;
   const Generator generator(context, options);
-  const std::vector<std::int64_t> prompt = generator.ids_of(options.prompt, false);
-  if (!context.json) fmt::print("{}", options.prompt);
-  report(context, prompt, generator.reply(prompt, options.prompt.empty()), false);
+  const std::vector<std::int64_t> prompt = generator.ids_of(text, false);
+  if (!context.json) fmt::print("{}", text);
+  report(context, prompt, generator.reply(prompt, text.empty()), false);
   return interrupted ? kInterruptedStatus : 0;
 }
 
@@ -162,11 +177,13 @@ const Registered registered{
     {"generate", "continue a text", [](CLI::App& app, Context& context) -> Run {
        auto options = std::make_shared<Options>();
        app.add_option("model", options->model, "model folder")->required();
-       app.add_option("--prompt", options->prompt, "text to continue");
+       auto* text = app.add_option("text", options->prompt, "text to continue; or --prompt");
+       app.add_option("--prompt", options->prompt, "text to continue; -: from standard input")->excludes(text);
        CLI::Option* chat =
            app.add_option("--chat", options->chat,
                           "a message to the model, or conversation.json: a list of messages ({\"role\": \"user\", "
-                          "\"content\": \"...\"}), by the model's own template; -: turns on the terminal");
+                          "\"content\": \"...\"}), by the model's own template; -: turns on the terminal")
+               ->excludes(text);
        app.add_option("--max-tokens", options->max_tokens, "new tokens at most (also limited by the model's context)");
        app.add_option("--temperature", options->sampling.temperature, "0: the most probable token each time");
        app.add_option("--top-k", options->sampling.top_k, "sample from this many most probable tokens; 0: all");

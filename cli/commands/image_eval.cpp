@@ -43,6 +43,7 @@ std::optional<eval::FeatureStatistics> statistics(const Arrays& arrays, const ch
 }
 
 int run(const Context& context, const Options& options) {
+  end_at_once_when_interrupted();
   MOH_CHECK(!options.real.empty(), "[image metrics] --real is missing: features of real pictures");
   const Arrays generated = io::load_arrays(options.generated), real = io::load_arrays(options.real);
   Json line = Json::object();

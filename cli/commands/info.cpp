@@ -9,10 +9,9 @@
 #include <sstream>
 
 #include "cli/command.h"
+#include "cli/model_kind.h"
 #include "moh/kernels/backend.h"
-#include "moh/models/dit_config.h"
 #include "moh/models/llama_config.h"
-#include "moh/models/vit_config.h"
 
 namespace moh::cli {
 namespace {
@@ -48,8 +47,9 @@ int info(const Context& context) {
   std::sort(operators.begin(), operators.end());
   line["operators"] = operators;
   std::vector<std::string> presets = models::llama_presets();
-  for (const std::string& preset : models::vit_presets()) presets.push_back(preset);
-  for (const std::string& preset : models::dit_presets()) presets.push_back(preset);
+  for (const ModelKind& kind : model_kinds()) {
+    for (const std::string& preset : kind.presets()) presets.push_back(preset);
+  }
   line["presets"] = presets;
   context.emit(line);
   if (context.json) return 0;

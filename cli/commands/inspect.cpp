@@ -5,16 +5,15 @@
 #include <memory>
 
 #include "cli/command.h"
-#include "cli/commands/dit_commands.h"
-#include "cli/commands/vit_commands.h"
+#include "cli/layer_heads.h"
+#include "cli/model_kind.h"
+#include "cli/progress.h"
 #include "cli/report/report.h"
 #include "cli/run_time_heads.h"
 #include "moh/eval/head_load.h"
 #include "moh/io/files.h"
 #include "moh/io/model_folder.h"
-#include "moh/models/dit_config.h"
 #include "moh/models/llama_cost.h"
-#include "moh/models/vit_config.h"
 #include "moh/train/memory.h"
 
 namespace moh::cli {
@@ -32,7 +31,7 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
   Json values = Json::array(), rows = Json::array(), columns = Json::array();
   for (std::int64_t head = 0; head < config.num_attention_heads; ++head) columns.push_back(std::to_string(head));
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    rows.push_back(fmt::format("layer {}", layer));
+    rows.push_back(std::to_string(layer));
     Json row = Json::array();
     for (std::int64_t head = 0; head < config.num_attention_heads; ++head) {
       row.push_back(config.is_shared(layer, head) ? Json(nullptr) : Json(load.share[layer][head]));
@@ -43,6 +42,12 @@ Json load_heatmap(const models::LlamaConfig& config, const eval::HeadLoad& load)
           {"x_label", "head"}, {"y_label", "layer"},
           {"x", columns},      {"y", rows},
           {"values", values}};
+}
+
+// The last part of a path.
+std::string short_name(const std::string& model) {
+  const auto path = std::filesystem::path(model).lexically_normal();
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
 // config.json names the weights' type, in one of two keys.
@@ -60,16 +65,44 @@ std::vector<std::pair<std::string, std::int64_t>> memory_of(const models::LlamaC
   return train::training_memory(parameters, largest, processes);
 }
 
-int inspect(const Context& context, const Options& options) {
-  MOH_CHECK(options.processes == 0 || !(is_vit_folder(options.model) || models::is_vit_preset(options.model) ||
-                                        is_dit_folder(options.model) || models::is_dit_preset(options.model) ||
-                                        is_dit_checkpoint(options.model)),
-            "[inspect] --processes is for language models");
-  if (is_vit_folder(options.model) || models::is_vit_preset(options.model)) {
-    return inspect_vit(context, options.model, options.data, options.html);
+// Measured on the data; of a dense model every head is used by every token, which needs no measuring.
+eval::HeadLoad load_of(const Context& context, const Options& options, const models::LlamaConfig& config) {
+  if (!config.moh) {
+    context.say(options.model + " is dense: every token uses every head, so --data was not read");
+    eval::HeadLoad load;
+    load.share.assign(config.num_hidden_layers, std::vector<double>(config.num_attention_heads, 1.0));
+    return load;
   }
-  if (is_dit_folder(options.model) || models::is_dit_preset(options.model) || is_dit_checkpoint(options.model)) {
-    return inspect_dit(context, options.model, options.data, options.html);
+  models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
+  model.to(context.torch_device());
+  options.heads.apply(model.mutable_config());
+  io::check_finite(model.parameters(), options.model);
+  const auto tokenizer = text::load_tokenizer(options.model);
+  const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
+  return eval::head_load(model, stream, options.sequence, options.max_windows);
+}
+
+std::vector<LayerHeads> layer_heads(const models::LlamaConfig& config, const std::optional<eval::HeadLoad>& load) {
+  std::vector<LayerHeads> layers;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    LayerHeads heads{.name = std::to_string(layer),
+                     .shared = {},
+                     .selected = config.moh->by_threshold() ? "some" : std::to_string(config.top_k(layer)),
+                     .load = {}};
+    for (std::int64_t head = 0; head < config.num_attention_heads; ++head) {
+      heads.shared.push_back(config.is_shared(layer, head));
+    }
+    if (load) heads.load = load->share[layer];
+    layers.push_back(std::move(heads));
+  }
+  return layers;
+}
+
+int inspect(const CLI::App& app, const Context& context, const Options& options) {
+  const Interruptible interruptible(interrupted);
+  if (const ModelKind* kind = kind_of(options.model)) {
+    allow_only(app, {"--data", "--html"}, "", options.model, kind->name);
+    return kind->inspect(context, {options.model, options.data, options.html});
   }
   const auto as = models::read_as(context.read_as);
   const bool is_folder = std::filesystem::exists(options.model);  // a file is told what it is
@@ -108,13 +141,7 @@ int inspect(const Context& context, const Options& options) {
   std::optional<eval::HeadLoad> load;
   if (!options.data.empty()) {
     MOH_CHECK(is_folder, "[inspect] --data needs a model folder, `", options.model, "` is a preset");
-    models::Llama model = models::Llama::load(options.model, context.weights_type(), as);
-    model.to(context.torch_device());
-    options.heads.apply(model.mutable_config());
-    io::check_finite(model.parameters(), options.model);
-    const auto tokenizer = text::load_tokenizer(options.model);
-    const auto stream = data::TokenStream::open(options.data, tokenizer.get(), config.vocab_size);
-    load = eval::head_load(model, stream, options.sequence, options.max_windows);
+    load = load_of(context, options, config);
     line["head_load"] = load->share;
     line["head_load_tokens"] = load->tokens;
   }
@@ -123,17 +150,18 @@ int inspect(const Context& context, const Options& options) {
   const std::vector<std::pair<std::string, std::string>> facts = {
       {"layers", std::to_string(config.num_hidden_layers)},
       {"hidden size", std::to_string(config.hidden_size)},
-      {"heads",
-       fmt::format("{} of {}, {} KV heads", config.num_attention_heads, config.head_dim, config.num_key_value_heads)},
-      {"vocabulary", std::to_string(config.vocab_size)},
+      {"heads", fmt::format("{} query heads x {}, {} KV heads", config.num_attention_heads, config.head_dim,
+                            config.num_key_value_heads)},
+      {"vocabulary", with_commas(config.vocab_size)},
       {"router", config.moh ? config.moh->router.name() : "none (dense)"},
       {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
-      {"parameters", std::to_string(cost.parameters)},
-      {"active parameters", std::to_string(cost.active_parameters)},
-      {fmt::format("FLOPs a token at {} tokens", positions),
-       fmt::format("{:.4g} (dense {:.4g}; attention is {:.1f} % of that)", cost.flops_per_token,
-                   cost.dense_flops_per_token, 100 * cost.attention_share)},
-      {"KV cache a token", fmt::format("{} bytes", cost.kv_bytes_per_token)}};
+      {"parameters", with_commas(cost.parameters)},
+      {"active parameters", with_commas(cost.active_parameters)},
+      {"context", with_commas(positions) + " tokens"},
+      {"FLOPs a token", with_unit(cost.flops_per_token)},
+      {"of the dense model", with_unit(cost.dense_flops_per_token)},
+      {"attention's share of that", fmt::format("{:.1f} %", 100 * cost.attention_share)},
+      {"KV cache a token", with_commas(cost.kv_bytes_per_token) + " bytes"}};
   if (!context.json) {
     for (const auto& [name, value] : facts) context.say(fmt::format("{:<28} {}", name, value));
     for (const auto& [name, bytes] : memory) {
@@ -141,30 +169,29 @@ int inspect(const Context& context, const Options& options) {
     }
     if (!memory.empty()) {
       context.say(fmt::format("{:<28} activations; with --recompute {} bytes a token and those of one layer",
-                              "training: besides", 4 * config.num_hidden_layers * config.hidden_size));
+                              "training: besides", with_commas(4 * config.num_hidden_layers * config.hidden_size)));
     }
-    if (config.moh) {
-      for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-        std::string text = fmt::format("layer {:<3} {}", layer, config.heads_text(layer));
-        if (load) {
-          text += "   load";
-          for (const double share : load->share[layer]) text += fmt::format(" {:3.0f}", 100 * share);
-          text += " %";
-        }
-        context.say(text);
-      }
-    }
+    if (config.moh) say_layer_heads(context, "layers", layer_heads(config, load));
   }
   if (!options.html.empty()) {
     Json report = Json::object();
-    report["title"] = "Model " + options.model;
+    const bool is_moh = config.moh.has_value();
+    report["title"] = fmt::format("{} model {}", is_moh ? "MoH" : "Dense", short_name(options.model));
+    report["subtitle"] = is_folder ? options.model : "a preset";
     Json fact_list = Json::array();
     for (const auto& [name, value] : facts) fact_list.push_back({{"name", name}, {"value", value}});
     report["facts"] = fact_list;
-    if (load && config.moh) {
-      report["sections"] = {{{"heading", "Head load by layer"},
-                             {"text", fmt::format("Measured on {} tokens of {}.", load->tokens, options.data)},
-                             {"items", {load_heatmap(config, *load)}}}};
+    report["sections"] = Json::array();
+    if (is_moh) {
+      const std::int64_t group = config.num_attention_heads / config.num_key_value_heads;
+      report["sections"].push_back(
+          {{"heading", "Heads by layer"}, {"items", {layer_heads_picture("layer", group, layer_heads(config, load))}}});
+    }
+    if (load && is_moh) {
+      report["sections"].push_back(
+          {{"heading", "Head load by layer"},
+           {"text", fmt::format("Measured on {} tokens of {}.", with_commas(load->tokens), options.data)},
+           {"items", {load_heatmap(config, *load)}}});
     }
     io::write_file(options.html, render_report(report));
     context.say("wrote " + options.html);
@@ -183,7 +210,7 @@ const Registered registered{
            ->check(CLI::Range(0, 1 << 16));
        options->heads.add_options(app, "--top-k,--moh-top-k");
        app.add_option("--html", options->html, "write a report");
-       return [options, &context] { return inspect(context, *options); };
+       return [options, &app, &context] { return inspect(app, context, *options); };
      }}};
 
 }  // namespace

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
 
 #include "cli/commands/training_kind.h"
+#include "cli/processes.h"
+#include "cli/progress.h"
 #include "cli/token_mix.h"
+#include "moh/base/activity.h"
 #include "moh/io/files.h"
 #include "moh/ops/autocast.h"
 #include "moh/text/tokenizer.h"
@@ -67,6 +71,8 @@ models::LlamaConfig new_model_config(const LanguageRun& run, const text::Tokeniz
 }
 
 int train(const Context& context, const Options& options, bool from_preset) {
+  std::optional<Interruptible> preparing;  // later the trainer stops, and saves
+  if (group().alone()) preparing.emplace(interrupted);
   train::TrainConfig config;
   Json run_json = to_json(LanguageRun());
   const std::string checkpoint = open_training(context, options.resume, options.given_run.value("out", ""),
@@ -99,8 +105,9 @@ int train(const Context& context, const Options& options, bool from_preset) {
   io::check_finite(model.parameters(), from_preset ? run.out : run.model);
   model.to(context.torch_device());
   const std::int64_t context_size = model.config().max_position_embeddings;
-  if (!options.given_train.contains("sequence") && !options.resume) {
-    config.sequence = std::min(config.sequence, context_size);
+  MOH_CHECK(run.sequence >= 1, "[train] sequence must be at least 1, got ", run.sequence);
+  if (!was_given(context, options.given_run, "sequence") && !options.resume) {
+    run.sequence = std::min(run.sequence, context_size);
   }
 
   const std::int64_t vocabulary = model.config().vocab_size;
@@ -114,10 +121,11 @@ int train(const Context& context, const Options& options, bool from_preset) {
     teacher->to(context.torch_device());
   }
 
-  context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} training tokens", model.num_parameters(),
-                          100 * model.config().activated_share(), mix.size()));
+  context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} training tokens",
+                          with_commas(model.num_parameters()), 100 * model.config().activated_share(),
+                          with_commas(mix.size())));
   train::LanguageTaskOptions task_options;
-  task_options.sequence = config.sequence;
+  task_options.sequence = run.sequence;
   task_options.seed = static_cast<std::uint64_t>(config.seed);
   task_options.autocast = ops::autocast_type(config.dtype);
   task_options.distill_weight = run.distill_weight;
@@ -131,6 +139,7 @@ int train(const Context& context, const Options& options, bool from_preset) {
   (from_preset ? task_options.tokenizer : task_options.companions) = tokenizer_folder;
   train::LanguageTask task(std::move(model), std::move(mix), std::move(valid), std::move(teacher), task_options);
 
+  preparing.reset();
   return run_training(context, from_preset ? "train" : "tune", config, task, run.out, checkpoint, to_json(run),
                       models::llama_config_json(task.model().config()));
 }
@@ -148,7 +157,7 @@ Run setup_language_training(CLI::App& app, Context& context, bool from_preset) {
   } else {
     leave_out.insert(leave_out.end(), {"distill", "distill_weight", "distill_hidden"});
   }
-  add_fields<LanguageRun>(app, "run", options->given_run, leave_out);
+  add_fields<LanguageRun>(app, "train", options->given_run, leave_out, "run");
   add_fields<train::TrainConfig>(app, "train", options->given_train);
   app.add_flag("--resume", options->resume, "go on from the newest checkpoint of --out");
   return [options, &context, from_preset] {

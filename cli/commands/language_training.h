@@ -16,7 +16,7 @@ struct LanguageRun {
   double distill_weight = 1.0, distill_hidden = 0.0, activated = 0.0;
   double random_share_min = 0.0, random_share_max = 1.0;
   bool documents = false;
-  std::int64_t valid_windows = 0, loss_rows = 0;
+  std::int64_t sequence = 512, valid_windows = 0, loss_rows = 0;
 
   // What run.json holds, so that a resumed run needs no flag again.
   template <class V>
@@ -28,6 +28,7 @@ struct LanguageRun {
         "text file, folder of *.txt, .npy/.bin token ids, a folder that `moh data tokenize` made, or a mix.toml of such");
     visit("valid", valid, "validation data of the same kinds");
     visit("out", out, "training folder");
+    visit("sequence", sequence, "tokens per sequence");
     visit("tokenizer", tokenizer, "folder with tokenizer.model; without one, text is read as bytes");
     visit("distill", distill, "dense model folder to distil from (KL divergence on logits)");
     visit("distill_weight", distill_weight, "share of the distillation loss, the rest is cross-entropy");

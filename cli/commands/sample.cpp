@@ -9,6 +9,7 @@
 
 #include "cli/command.h"
 #include "cli/progress.h"
+#include "moh/base/activity.h"
 #include "moh/diffusion/sampler.h"
 #include "moh/ops/memory_pool.h"
 #include "moh/generate/pictures.h"
@@ -170,7 +171,14 @@ int run_sample(const Context& context, Options options) {
   const std::int64_t before = output.done(side, side);
   if (before > 0) context.say(fmt::format("going on after {} pictures", before));
 
-  Progress progress("sample");
+  if (options.sampler.empty() && steps >= 100) {
+    context.say(
+        fmt::format("{} steps of ddpm, as in the paper; --sampler dpm++ --steps 25 makes pictures alike in a tenth of "
+                    "the time",
+                    steps));
+  }
+  const Interruptible interruptible(interrupted);
+  Progress progress("sample", "images", static_cast<double>(options.count - before));
   const ops::MemoryPool pool;
   const auto start = std::chrono::steady_clock::now();
   std::int64_t made = before;
@@ -182,13 +190,16 @@ int run_sample(const Context& context, Options options) {
       batch.labels.push_back(labels[i]);
     }
     const auto size_of_batch = static_cast<double>(batch.numbers.size());
-    const at::Tensor pictures =
-        generate::sample_pictures(model, vae.get(), options.pictures, batch, [&](std::int64_t step) {
-          const double share = size_of_batch * static_cast<double>(step) / static_cast<double>(steps);
-          progress.update((static_cast<double>(made - before) + share) / static_cast<double>(options.count - before),
-                          fmt::format("{} of {} pictures, step {} of {}", made, options.count, step, steps));
-          return !interrupted.load();
-        });
+    at::Tensor pictures;
+    try {
+      pictures = generate::sample_pictures(model, vae.get(), options.pictures, batch, [&](std::int64_t step) {
+        const double share = size_of_batch * static_cast<double>(step) / static_cast<double>(steps);
+        progress.update((static_cast<double>(made - before) + share) / static_cast<double>(options.count - before),
+                        fmt::format("picture {} of {}, step {} of {}", made + 1, options.count, step, steps));
+        return !interrupted.load();
+      });
+    } catch (const Interrupted&) {  // in the middle of a step
+    }
     if (!pictures.defined()) break;
     output.add(pictures, batch.numbers, batch.labels);
     made += static_cast<std::int64_t>(batch.numbers.size());
@@ -218,7 +229,8 @@ const Registered registered{
        app.add_option("--count", options->count, "pictures (default: one for each --class, else 16)");
        app.add_option("--first", options->first, "number of the first picture: to split a run over machines");
        app.add_option("--steps", sampler.steps, "250; or ddim50, quad20, 10,15,20: how the 1000 steps are walked");
-       app.add_option("--sampler", options->sampler, "ddpm, ddim or dpm++ (20 to 30 steps do) (default: ddpm)");
+       app.add_option("--sampler", options->sampler, "ddpm, ddim or dpm++ (20 to 30 steps do) (default: ddpm)")
+           ->check(CLI::IsMember({"ddpm", "ddim", "dpm++"}));
        app.add_option("--eta", sampler.eta, "ddim: share of fresh noise");
        app.add_option("--cfg-scale", sampler.guidance, "classifier-free guidance; 1: none");
        app.add_flag("--all-channels", options->all_channels, "guide all latent channels, not the first three alone");
@@ -227,7 +239,8 @@ const Registered registered{
        app.add_option("--size", options->pictures.size, "height and width to denoise; 0: the model's");
        app.add_option("--columns", options->columns, "pictures beside one another on a sheet");
        app.add_option("--vae", options->vae, "autoencoder folder, for latent models");
-       app.add_option("--weights", options->weights, "auto: averaged ones if they are there; ema; model");
+       app.add_option("--weights", options->weights, "auto: averaged ones if they are there; ema; model")
+           ->check(CLI::IsMember({"auto", "ema", "model"}));
        app.add_option("--out", options->out, "sheet.png, pictures.npz (arr_0, uint8 NHWC), or a folder");
        return [options, &context] { return run_sample(context, *options); };
      }}};

@@ -3,9 +3,12 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "cli/command.h"
+#include "cli/model_kind.h"
 #include "cli/run_time_heads.h"
+#include "moh/base/activity.h"
 #include "moh/serve/service.h"
 
 namespace moh::cli {
@@ -39,6 +42,8 @@ int run_serve(const Context& context, Options& options) {
   MOH_CHECK(context.torch_device().is_cpu(), "[serve] the server runs models on the CPU alone; leave --device out");
   MOH_CHECK(options.cache_gib > 0 && options.cache_gib < 1e6, "[serve] --cache-gib must be positive, got ",
             options.cache_gib);
+  refuse_other_kinds(options.model, "serve");
+  std::optional<Interruptible> preparing(std::in_place, interrupted);
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   options.heads.apply(model.mutable_config());
   options.service.folder = options.model;
@@ -58,6 +63,7 @@ int run_serve(const Context& context, Options& options) {
   context.emit(line);
   context.say(fmt::format("{} on {}/v1, cache for {} tokens; Ctrl-C ends it", options.service.name, address,
                           options.service.engine.cache_tokens));
+  preparing.reset();
   server.run(interrupted, options.drain_seconds);
   return 0;
 }

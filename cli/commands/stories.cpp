@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/progress.h"
 
 namespace moh::cli {
 namespace {
@@ -16,11 +17,12 @@ struct Options {
 };
 
 int stories(const Context& context, const Options& options) {
+  end_at_once_when_interrupted();
   MOH_CHECK(options.count > 0, "[stories] --count must be positive, got ", options.count);
   const double nats = data::write_stories(options.out, options.count, context.seed);
   context.emit({{"stories", options.count}, {"nats", nats}, {"out", options.out}});
-  context.say(fmt::format("{}: {} stories, -ln p = {:.1f} nats ({:.3f} a story)", options.out, options.count, nats,
-                          nats / static_cast<double>(options.count)));
+  context.say(fmt::format("wrote {}: {} stories, -ln p = {:.1f} nats ({:.3f} a story)", options.out,
+                          with_commas(options.count), nats, nats / static_cast<double>(options.count)));
   return 0;
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/progress.h"
 #include "moh/data/token_data.h"
 #include "moh/io/checkpoint.h"
 #include "moh/io/files.h"
@@ -42,7 +43,7 @@ int encode(const Context& context, const Options& options) {
     io::write_npy(options.out, "u4", {count}, std::as_bytes(std::span(wide)));
   }
   context.emit({{"tokens", count}, {"bytes", text.size()}, {"seconds", seconds}, {"out", options.out}});
-  context.say(fmt::format("{}: {} tokens", options.out, count));
+  context.say(fmt::format("wrote {}: {} tokens", options.out, with_commas(count)));
   return 0;
 }
 
@@ -62,6 +63,7 @@ int decode(const Context& context, const Options& options) {
   const std::string text = tokenizer->decode(ids);
   if (!options.out.empty()) {
     io::write_file(options.out, text);
+    context.say("wrote " + options.out);
   } else if (!context.json) {
     fmt::print("{}\n", text);
   }
@@ -79,7 +81,7 @@ int train(const Context& context, const Options& options) {
   text::train_tokenizer(options.file, options.folder, options.vocab_size);
   const auto tokenizer = text::load_tokenizer(options.folder);
   context.emit({{"tokens", tokenizer->vocab_size()}, {"out", options.folder}});
-  context.say(fmt::format("{}/tokenizer.model: {} pieces", options.folder, tokenizer->vocab_size()));
+  context.say(fmt::format("wrote {}/tokenizer.model: {} pieces", options.folder, with_commas(tokenizer->vocab_size())));
   return 0;
 }
 
@@ -104,6 +106,7 @@ const Registered registered{
        train_app->add_option("--file", options->file, "text file")->required();
        train_app->add_option("--vocab-size", options->vocab_size, "pieces");
        return [options, &context, encode_app, decode_app] {
+         end_at_once_when_interrupted();
          return encode_app->parsed()   ? encode(context, *options)
                 : decode_app->parsed() ? decode(context, *options)
                                        : train(context, *options);

@@ -1,4 +1,5 @@
 // moh train: a model from scratch by the name of a preset, language or vision, dense or MoH.
+#include <algorithm>
 #include <filesystem>
 
 #include "cli/commands/language_training.h"
@@ -31,10 +32,47 @@ void refuse_flags_of(const CLI::App& app, const std::string& kind, const std::st
   }
 }
 
+// The preset on the command line, before anything is parsed.
+std::string typed_preset(const std::vector<std::string>& arguments) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i].starts_with("--preset=")) return arguments[i].substr(9);
+    if (arguments[i] == "--preset" && i + 1 < arguments.size()) return arguments[i + 1];
+  }
+  return "";
+}
+
+// --help with a preset: the defaults and the flags of its kind, and no other kind's.
+void show_kind(CLI::App& app, const std::string& preset) {
+  const auto& kinds = training_kinds();
+  const auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const auto& each) { return each.makes(preset); });
+  const Json defaults = kind == kinds.end() ? to_json(train::TrainConfig()) : kind->defaults();
+  const auto shared = kind == kinds.end() ? field_names<LanguageRun>() : kind->run_fields();
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty()) continue;
+    std::string field = option->get_lnames()[0];
+    std::replace(field.begin(), field.end(), '-', '_');
+    const std::string group = option->get_group();
+    if (group == "train" && defaults.contains(field)) {
+      const Json& value = defaults[field];
+      option->default_str(value.is_string() ? value.get<std::string>() : value.dump());
+    } else if (group == "run" && std::find(shared.begin(), shared.end(), field) == shared.end()) {
+      option->group("");  // hidden
+    }
+    for (const TrainingKind& other : kinds) {
+      if (group == other.name && (kind == kinds.end() || other.name != kind->name)) option->group("");
+    }
+  }
+}
+
 Run setup(CLI::App& app, Context& context) {
   const Run language = setup_language_training(app, context, /*from_preset=*/true);
   std::vector<Run> runs;
   for (const TrainingKind& kind : training_kinds()) runs.push_back(kind.setup(app, context));
+  const std::string preset = typed_preset(context.arguments);
+  const auto& typed = context.arguments;
+  if (std::find(typed.begin(), typed.end(), "--help") != typed.end() && !preset.empty()) show_kind(app, preset);
+  if (preset.empty())
+    app.footer("Defaults are those of language models; `moh train --preset NAME --help` tells another kind's.");
   return with_processes(app, context, [&app, language, runs] {
     const std::string preset = preset_of(app);
     const auto& kinds = training_kinds();
@@ -50,7 +88,7 @@ Run setup(CLI::App& app, Context& context) {
   });
 }
 
-const Registered registered{{"train", "train a new model from scratch", setup}};
+const Registered registered{{"train", "train a new model from scratch", setup, {"train", "model", "moh"}}};
 
 }  // namespace
 }  // namespace moh::cli

@@ -16,6 +16,8 @@ namespace moh::cli {
 struct TrainingKind {
   const char* name;  // heads the kind's flags in --help
   std::function<bool(const std::string& preset)> makes;
+  Json (*defaults)();                        // of TrainConfig, as this kind has them
+  std::vector<std::string> (*run_fields)();  // of the flags that kinds share, those that it reads
   // Adds flags that are not there yet, in a group called `name`; the result trains. Flags that kinds share (--preset,
   // --data, --out and those of TrainConfig) are there already: read them with given_fields.
   std::function<Run(CLI::App& app, Context& context)> setup;
@@ -72,8 +74,12 @@ void refuse_language_flags(const CLI::App& app, const std::string& preset) {
 // one.
 Json with_sections(Json config, const Json& sections, const std::string& preset);
 
+// True if the command line or [train] of --config says what a field of the run shall be.
+bool was_given(const Context& context, const Json& given_run, const char* field);
+
 // Where a run stands when it begins or goes on: `run` and `config` as run.json, [train] of --config and the flags say,
-// in this order. Returns the checkpoint to go on from, "" for a new run. Errors: --out is missing or holds another run.
+// in this order; [train] holds fields of both. Returns the checkpoint to go on from, "" for a new run. Errors: --out is
+// missing or holds another run.
 std::string open_training(const Context& context, bool resume, const std::string& out, const Json& given_run,
                           const Json& given_train, Json& run, train::TrainConfig& config);
 

@@ -4,10 +4,12 @@
 
 namespace moh::cli {
 namespace {
-const Registered registered{{"tune", "continue training a model folder, optionally distilling from a dense one",
-                             [](CLI::App& app, Context& context) {
-                               return with_processes(app, context,
-                                                     setup_language_training(app, context, /*from_preset=*/false));
-                             }}};
+const Registered registered{
+    {"tune",
+     "continue training a model folder, optionally distilling from a dense one",
+     [](CLI::App& app, Context& context) {
+       return with_processes(app, context, setup_language_training(app, context, /*from_preset=*/false));
+     },
+     {"train"}}};
 }  // namespace
 }  // namespace moh::cli

@@ -3,17 +3,18 @@
 #include <filesystem>
 
 #include "cli/commands/vit_commands.h"
+#include "cli/progress.h"
 #include "moh/models/vit_checkpoint.h"
 
 namespace moh::cli {
 
-bool is_vit_checkpoint(const std::string& path) { return models::is_vit_checkpoint_file(path); }
-
-int convert_vit(const Context& context, const std::string& file, const std::string& out, const std::string& preset,
-                const std::string& weights) {
+int convert_vit(const Context& context, const ModelKind::Conversion& conversion) {
+  const std::string& out = conversion.out;
+  MOH_CHECK(!is_vit_folder(conversion.in), "[convert] ", conversion.in,
+            " is a model folder already; `moh eval` takes it as it is");
   MOH_CHECK(!std::filesystem::exists(out + "/model.safetensors"), "[convert] ", out,
             " holds a model already; choose another folder");
-  const models::Vit model = models::load_vit_checkpoint(file, preset, weights);
+  const models::Vit model = models::load_vit_checkpoint(conversion.in, conversion.preset, conversion.weights);
   model.save(out);
   const models::VitConfig& config = model.config();
   Json layers = Json::array();
@@ -28,8 +29,8 @@ int convert_vit(const Context& context, const std::string& file, const std::stri
   line["activated"] = config.activated_share();
   line["layers"] = layers;
   context.emit(line);
-  context.say(fmt::format("{}: {} parameters, {:.1f} % of the heads active, {} classes", out, model.num_parameters(),
-                          100 * config.activated_share(), config.num_classes));
+  context.say(fmt::format("wrote {}: {} parameters, {:.1f} % of the heads active, {} classes", out,
+                          with_commas(model.num_parameters()), 100 * config.activated_share(), config.num_classes));
   return 0;
 }
 

@@ -5,11 +5,13 @@
 #include <memory>
 
 #include "cli/commands/vit_commands.h"
+#include "cli/layer_heads.h"
 #include "cli/progress.h"
 #include "cli/report/report.h"
 #include "moh/eval/image_classification.h"
 #include "moh/ops/memory_pool.h"
 #include "moh/io/files.h"
+#include "moh/models/vit_checkpoint.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
 
@@ -27,7 +29,7 @@ eval::ClassificationResult measure(const Context& context, const std::string& fo
   const ops::MemoryPool pool;  // every batch is like the last
   const models::Vit model = open_vit(context, folder, use);
   const auto pictures = data::ImageFolder::open(data);
-  Progress progress(name);
+  Progress progress(name, "images", static_cast<double>(pictures.items.size()));
   auto result = eval::classify_folder(model, pictures, {.batch = use.batch, .autocast = context.autocast_type()},
                                       [&](double done) { progress.update(done); });
   progress.finish();
@@ -58,9 +60,10 @@ Json load_section(const eval::ClassificationResult& result, const models::VitCon
 }  // namespace
 
 void VitUse::add_options(CLI::App& app) {
-  const char* group = "ViT";
-  app.add_option("--weights", weights, "auto (averaged ones if they are there), ema, model")->group(group);
-  app.add_option("--image-size", image_size, "pixels; position tables are made anew; 0: the model's")->group(group);
+  app.add_option("--weights", weights, "auto (averaged ones if they are there), ema, model")
+      ->check(CLI::IsMember({"auto", "ema", "model"}))
+      ->group(kVitGroup);
+  app.add_option("--image-size", image_size, "pixels; position tables are made anew; 0: the model's")->group(kVitGroup);
 }
 
 models::Vit open_vit(const Context& context, const std::string& folder, const VitUse& use) {
@@ -74,6 +77,9 @@ bool is_vit_folder(const std::string& path) {
   return std::filesystem::exists(path + "/config.json") && models::is_vit_config(io::load_config(path));
 }
 
+namespace {
+
+// moh eval MODEL --data FOLDER: top-1, top-5.
 int eval_vit(const Context& context, const std::string& model, const std::string& data, const VitUse& use) {
   const auto start = std::chrono::steady_clock::now();
   const auto result = measure(context, model, data, use, "eval");
@@ -95,7 +101,50 @@ int eval_vit(const Context& context, const std::string& model, const std::string
   return 0;
 }
 
-int inspect_vit(const Context& context, const std::string& model, const std::string& data, const std::string& html) {
+ModelKind::Evaluation setup_eval(CLI::App& app, Context& context) {
+  const auto use = std::make_shared<VitUse>();
+  app.add_option("--images", use->batch, "pictures at a time")->group(kVitGroup);
+  use->add_options(app);
+  return [use, &app, &context](const std::string& model, const std::string& data) {
+    allow_only(app, {"--data"}, kVitGroup, model, kVitName);
+    return eval_vit(context, model, data, *use);
+  };
+}
+
+std::vector<LayerHeads> stage_heads(const models::VitConfig& config) {
+  std::vector<LayerHeads> stages;
+  for (std::size_t i = 0; i < config.embed_dims.size(); ++i) {
+    LayerHeads heads{
+        .name = std::to_string(i + 1), .shared = {}, .selected = std::to_string(config.top_k(i)), .load = {}};
+    for (std::int64_t head = 0; head < config.num_heads[i]; ++head)
+      heads.shared.push_back(head < config.shared_heads(i));
+    stages.push_back(std::move(heads));
+  }
+  return stages;
+}
+
+void say_stages(const Context& context, const models::VitConfig& config) {
+  context.say(fmt::format("\n{:<9} {:>6} {:>6}  {}", "stages", "blocks", "width", "attention"));
+  for (std::size_t i = 0; i < config.embed_dims.size(); ++i) {
+    context.say(fmt::format("{:<9} {:>6} {:>6}  {}", i + 1, config.depths[i], config.embed_dims[i],
+                            config.sr_ratios[i] > 1 ? "window and pooled keys" : "full"));
+  }
+  if (config.moh) say_layer_heads(context, "stages", stage_heads(config));
+}
+
+void say_load(const Context& context, const models::VitConfig& config, const eval::ClassificationResult& result) {
+  context.say(
+      fmt::format("\n{:<20}   % of the tokens that select each routed head of {}", "class", result.head_load_layer));
+  for (std::size_t i = 0; i < result.head_load.size(); ++i) {
+    std::string text = fmt::format("{:<20}", config.classes.empty() ? std::to_string(i) : config.classes[i]);
+    for (const double share : result.head_load[i]) text += fmt::format(" {:3.0f}", 100 * share);
+    context.say(text);
+  }
+}
+
+// Costs, and the head load per class of the last routed layer.
+int inspect_vit(const Context& context, const ModelKind::Inspection& inspection) {
+  const auto& [model, data, html] = inspection;
   const bool is_folder = std::filesystem::is_directory(model);
   const models::VitConfig config =
       is_folder ? models::parse_vit_config(io::load_config(model), model + "/config.json") : models::vit_preset(model);
@@ -128,38 +177,38 @@ int inspect_vit(const Context& context, const std::string& model, const std::str
       {"image size", std::to_string(config.image_size)},
       {"classes", std::to_string(config.num_classes)},
       {"heads active", fmt::format("{:.1f} %", 100 * config.activated_share())},
-      {"parameters", std::to_string(cost.parameters)},
-      {"active parameters", std::to_string(cost.active_parameters)},
-      {"FLOPs an image",
-       fmt::format("{:.4g} (dense {:.4g}; query, attention and output projection are {:.1f} % of that)", cost.flops,
-                   cost.dense_flops, 100 * cost.attention_share)}};
+      {"parameters", with_commas(cost.parameters)},
+      {"active parameters", with_commas(cost.active_parameters)},
+      {"FLOPs an image", with_unit(cost.flops)},
+      {"of the dense model", with_unit(cost.dense_flops)},
+      {"heads' share of that", fmt::format("{:.1f} %, with query and output projections", 100 * cost.attention_share)}};
   if (!context.json) {
-    for (const auto& [name, value] : facts) context.say(fmt::format("{:<20} {}", name, value));
-    for (std::size_t i = 0; i < config.embed_dims.size(); ++i) {
-      context.say(fmt::format("stage {}: {} blocks of width {}, {} shared + {} of {} routed heads, {}", i + 1,
-                              config.depths[i], config.embed_dims[i], config.shared_heads(i), config.top_k(i),
-                              config.num_heads[i] - config.shared_heads(i),
-                              config.sr_ratios[i] > 1 ? "window and pooled keys" : "full attention"));
-    }
-    if (result) {
-      for (std::size_t i = 0; i < result->head_load.size(); ++i) {
-        std::string text = fmt::format("{:<20}", config.classes.empty() ? std::to_string(i) : config.classes[i]);
-        for (const double share : result->head_load[i]) text += fmt::format(" {:3.0f}", 100 * share);
-        context.say(text + " %");
-      }
-    }
+    for (const auto& [name, value] : facts) context.say(fmt::format("{:<24} {}", name, value));
+    say_stages(context, config);
+    if (result && !result->head_load.empty()) say_load(context, config, *result);
   }
   if (!html.empty()) {
     Json report = Json::object();
-    report["title"] = "Model " + model;
+    const auto path = std::filesystem::path(model).lexically_normal();
+    report["title"] = "Vision transformer " + (path.has_filename() ? path : path.parent_path()).filename().string();
+    report["subtitle"] = is_folder ? model : "a preset";
     Json list = Json::array();
     for (const auto& [name, value] : facts) list.push_back({{"name", name}, {"value", value}});
     report["facts"] = list;
-    if (result && !result->head_load.empty()) report["sections"] = {load_section(*result, config, data)};
+    report["sections"] = Json::array();
+    if (config.moh) {
+      report["sections"].push_back(
+          {{"heading", "Heads by stage"}, {"items", {layer_heads_picture("stage", 1, stage_heads(config))}}});
+    }
+    if (result && !result->head_load.empty()) report["sections"].push_back(load_section(*result, config, data));
     io::write_file(html, render_report(report));
     context.say("wrote " + html);
   }
   return 0;
 }
 
+const RegisteredModelKind registered{{kVitName, kVitGroup, is_vit_folder, models::is_vit_checkpoint_file,
+                                      models::vit_presets, "classify", convert_vit, inspect_vit, setup_eval}};
+
+}  // namespace
 }  // namespace moh::cli

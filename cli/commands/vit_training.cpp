@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
 
 #include "cli/commands/language_training.h"
 #include "cli/commands/training_kind.h"
+#include "cli/processes.h"
+#include "cli/progress.h"
+#include "moh/base/activity.h"
 #include "moh/ops/memory_pool.h"
 #include "moh/io/checkpoint.h"
 #include "moh/ops/autocast.h"
@@ -52,6 +56,8 @@ models::VitConfig model_config(const VitRun& run, const data::ImageFolder& folde
 }
 
 int train_vit(const CLI::App& app, const Context& context) {
+  std::optional<Interruptible> preparing;  // later the trainer stops, and saves
+  if (group().alone()) preparing.emplace(interrupted);
   const Json given = given_fields<VitRun>(app), given_augment = given_fields<data::AugmentConfig>(app);
   const bool resume = app.get_option("--resume")->count() > 0;
   train::TrainConfig config = recipe();
@@ -85,8 +91,8 @@ int train_vit(const CLI::App& app, const Context& context) {
   models::Vit model = checkpoint.empty() ? new_model() : models::Vit::load(checkpoint, at::kFloat);
   model.to(context.torch_device());
   context.say(fmt::format("{} parameters, {:.1f} % of the heads active, {} pictures of {} classes",
-                          model.num_parameters(), 100 * model.config().activated_share(), folder.items.size(),
-                          folder.classes.size()));
+                          with_commas(model.num_parameters()), 100 * model.config().activated_share(),
+                          with_commas(static_cast<std::int64_t>(folder.items.size())), folder.classes.size()));
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.autocast = ops::autocast_type(config.dtype);
   options.recompute = config.recompute;
@@ -99,6 +105,7 @@ int train_vit(const CLI::App& app, const Context& context) {
   }
   const Json model_json = models::vit_config_json(model.config());
   train::ImageTask task(std::move(model), std::move(folder), std::move(valid), options);
+  preparing.reset();
   const int status = run_training(context, "train", config, task, run.out, checkpoint, run_json, model_json);
   if (const auto skipped = task.skipped(); !skipped.empty()) {
     context.say(
@@ -107,7 +114,9 @@ int train_vit(const CLI::App& app, const Context& context) {
   return status;
 }
 
-const RegisteredTrainingKind registered{{kGroup, models::is_vit_preset, [](CLI::App& app, Context& context) -> Run {
+const RegisteredTrainingKind registered{{kGroup, models::is_vit_preset, [] { return to_json(recipe()); },
+                                         [] { return field_names<VitRun>(); },
+                                         [](CLI::App& app, Context& context) -> Run {
                                            add_missing_fields<VitRun>(app, kGroup);
                                            add_missing_fields<data::AugmentConfig>(app, kGroup);
                                            return [&app, &context] { return train_vit(app, context); };

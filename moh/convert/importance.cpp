@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 
 namespace moh::convert {
@@ -52,6 +53,7 @@ HeadStatistics measure_heads(const Llama& dense, const LlamaConfig& config, cons
     std::vector<Tensor> gates;
     for (const auto& routing : output.routing) gates.push_back(routing.gates);
     const auto gradients = torch::autograd::grad({loss}, gates);
+    report_activity({"measuring the heads", static_cast<double>(window + 1), static_cast<double>(windows), "windows"});
     for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       const Tensor gradient = gradients[layer].flatten(0, 1);  // [N, H]
       importance[layer].push_back(gradient.reshape({gradient.size(0), -1, group}).sum(-1).square());

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 
 namespace moh::eval {
@@ -19,6 +20,8 @@ HeadLoad head_load(const models::Llama& model, const data::TokenStream& stream, 
   for (std::int64_t window = 0; window < windows; ++window) {
     const auto output =
         model.forward({.ids = stream.windows({window * length}, length).narrow(1, 0, length).to(model.device())});
+    report_activity(
+        {"measuring the head load", static_cast<double>(window + 1), static_cast<double>(windows), "windows"});
     load.tokens += length;
     for (std::size_t layer = 0; layer < output.routing.size(); ++layer) {
       const at::Tensor used = output.routing[layer].gates.ne(0).sum({0, 1}).to(at::kCPU, at::kDouble);  // [H]

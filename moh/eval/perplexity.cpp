@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/ops/autocast.h"
 
@@ -36,7 +37,13 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
   }
   PerplexityResult result;
   double loss = 0, active = 0;
+  const std::int64_t all = full * sequence + rest;
   const auto run = [&](const std::vector<std::int64_t>& starts, std::int64_t length) {
+    const auto tokens = static_cast<double>(starts.size()) * static_cast<double>(length);
+    const PartListener parts([&](double part) {
+      const double done = static_cast<double>(result.tokens) + 0.9 * part * tokens;  // the rest: logits and loss
+      if (progress) progress(done / static_cast<double>(all));
+    });
     const at::Tensor ids = stream.windows(starts, length).to(device);
     const auto output = model.forward({.ids = ids.narrow(1, 0, length)});
     const at::Tensor targets = ids.narrow(1, 1, length).reshape({-1});
@@ -53,7 +60,7 @@ PerplexityResult perplexity(const models::Llama& model, const data::TokenStream&
     std::vector<std::int64_t> starts;
     for (std::int64_t i = window; i < std::min(full, window + options.batch); ++i) starts.push_back(i * sequence);
     run(starts, sequence);
-    if (progress) progress(static_cast<double>(result.tokens) / static_cast<double>(full * sequence + rest));
+    if (progress) progress(static_cast<double>(result.tokens) / static_cast<double>(all));
   }
   if (rest > 0 && is_ours()) run({full * sequence}, rest);
   if (progress) progress(1.0);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/gguf_model.h"
@@ -26,6 +27,8 @@ constexpr std::uint64_t kMaxJsonBytes = 16 << 20;
 const std::map<std::string, at::ScalarType> kTypes = {
     {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}, {"I64", at::kLong},
     {"I32", at::kInt},    {"I16", at::kShort}, {"I8", at::kChar},  {"U8", at::kByte},       {"BOOL", at::kBool}};
+
+constexpr double kReported = 64 << 20;  // bytes
 
 std::string type_name(const at::Tensor& tensor) {
   for (const auto& [name, type] : kTypes) {
@@ -93,7 +96,14 @@ void append_torch_file(const std::string& path, const std::vector<std::string>& 
 
 void append_file(const std::string& path, std::optional<at::ScalarType> dtype, NamedTensors& tensors) {
   const auto file = std::make_shared<SafetensorsFile>(path);
-  for (const TensorView& view : file->tensors()) tensors.emplace_back(view.name, to_tensor(file, view, dtype));
+  double bytes = 0;
+  for (const TensorView& view : file->tensors()) bytes += static_cast<double>(view.bytes.size());
+  ActivityCount done("reading weights", bytes, "bytes", kReported);  // shown only where something is converted
+  for (const TensorView& view : file->tensors()) {
+    tensors.emplace_back(view.name, to_tensor(file, view, dtype));
+    done.add(static_cast<double>(view.bytes.size()));
+  }
+  done.end();
 }
 
 void strip_names(NamedTensors& tensors, const std::string& path) {
@@ -150,7 +160,11 @@ NamedTensors load_torch_tensors(const std::string& path, const std::vector<std::
 }
 
 void check_finite(const NamedTensors& tensors, const std::string& where) {
+  double done = 0, all = 0;
+  for (const auto& [name, tensor] : tensors) all += static_cast<double>(tensor.nbytes());
   for (const auto& [name, tensor] : tensors) {
+    done += static_cast<double>(tensor.nbytes());
+    report_activity({"checking weights", done, all, "bytes"});
     if (!tensor.is_floating_point() || tensor.numel() == 0) continue;
     // Least and largest value: NaN shows in both, and nothing of the tensor's size is allocated.
     const auto [least, most] = at::aminmax(tensor);

@@ -9,12 +9,15 @@
 #include <numbers>
 #include <utility>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/name_text.h"
 
 namespace moh::io {
 namespace {
+
+constexpr double kReported = 64 << 20;  // bytes
 
 // An architecture of llama.cpp and the model_type of transformers that it stands for.
 struct Architecture {
@@ -384,13 +387,20 @@ NamedTensors GgufModel::tensors(std::optional<at::ScalarType> dtype) const {
   const Loader loader{architecture_of(file()), described["num_attention_heads"], described["num_key_value_heads"],
                       dtype.value_or(weights_type())};
   NamedTensors tensors;
+  double bytes = 0;
+  for (const auto& part : parts_) {
+    for (const GgufTensor& tensor : part->tensors()) bytes += static_cast<double>(tensor.bytes.size());
+  }
+  ActivityCount done("reading weights", bytes, "bytes", kReported);
   for (const auto& part : parts_) {
     for (const GgufTensor& tensor : part->tensors()) {
       if (is_rope_factors(tensor.name)) continue;  // said by the configuration
       const std::string name = transformers_name(loader.architecture, tensor.name);
       tensors.emplace_back(name, loader.load(part, tensor, name));
+      done.add(static_cast<double>(tensor.bytes.size()));
     }
   }
+  done.end();
   return tensors;
 }
 

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "moh/base/activity.h"
 #include "moh/base/fields.h"
 #include "moh/io/files.h"
 #include "moh/io/name_text.h"
@@ -288,7 +289,8 @@ void write_safetensors(const std::string& path, const std::vector<TensorView>& t
   metadata.try_emplace("format", "pt");
   std::string header;
   try {
-    header = "{" + Json(kMetadataKey).dump() + ":" + Json(metadata).dump();
+    header += '{';  // piece by piece: GCC 12 warns of "{" + std::string
+    header += Json(kMetadataKey).dump() + ":" + Json(metadata).dump();
     std::set<std::string_view> names;
     std::uint64_t offset = 0;
     for (const TensorView& tensor : tensors) {
@@ -302,7 +304,8 @@ void write_safetensors(const std::string& path, const std::vector<TensorView>& t
                 shape_text(tensor.shape), " and dtype ", tensor.dtype, " cannot have ", tensor.bytes.size(), " bytes");
       const Json entry = {
           {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + *bytes}}};
-      header += "," + Json(tensor.name).dump() + ":" + entry.dump();
+      header += ',';
+      header += Json(tensor.name).dump() + ":" + entry.dump();
       offset += *bytes;
     }
   } catch (const nlohmann::json::exception&) {
@@ -318,7 +321,17 @@ void write_safetensors(const std::string& path, const std::vector<TensorView>& t
   write_file(path, [&](const Sink& write) {
     write(length);
     write(std::as_bytes(std::span(header)));
-    for (const TensorView& tensor : tensors) write(tensor.bytes);
+    constexpr std::size_t kPiece = std::size_t{64} << 20;
+    double done = 0, all = 0;
+    for (const TensorView& tensor : tensors) all += static_cast<double>(tensor.bytes.size());
+    for (const TensorView& tensor : tensors) {
+      for (auto left = tensor.bytes; !left.empty(); left = left.subspan(std::min(kPiece, left.size()))) {
+        const auto piece = left.first(std::min(kPiece, left.size()));
+        write(piece);
+        done += static_cast<double>(piece.size());
+        report_activity({"writing", done, all, "bytes"});
+      }
+    }
   });
 }
 

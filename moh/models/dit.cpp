@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/layers/recompute.h"
 
@@ -253,6 +254,7 @@ DitOutput Dit::forward(const Tensor& x, const Tensor& t, const Tensor& y, bool b
     Tensor* const wanted = balance_loss ? &loss : nullptr;
     tokens = recompute ? recomputed_block(i, tokens, condition, routing, wanted)
                        : run_block(blocks_[i], tokens, condition, routing, wanted);
+    check_interrupt();
     if (config_.moh) output.routing.push_back(std::move(routing));
     if (loss.defined()) output.balance_losses.push_back(loss);
   }

@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/model_folder.h"
 #include "moh/layers/recompute.h"
@@ -448,6 +449,7 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
     if (input.keep_hidden) output.hidden.push_back(hidden);
     if (input.recompute) {
       hidden = recomputed_layer(i, setting, hidden, pass, output);
+      part_done(i + 1, end);
       continue;
     }
     const bool heads_only = input.layers && input.layers->heads_only && i + 1 == end;
@@ -456,6 +458,7 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
       output.range_hidden = hidden;
       return output;
     }
+    part_done(i + 1 - first, end - first);
   }
   if (input.layers) {
     output.range_hidden = hidden;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/layers/recompute.h"
 #include "moh/ops/gated_convolution.h"
@@ -252,9 +253,11 @@ VitOutput Vit::forward(const VitInput& input) const {
       Tensor* const wanted = input.training ? &loss : nullptr;
       x = input.recompute ? recomputed_block(i, block, x, map, kept, routing, wanted)
                           : run_block(i, block, x, map, kept, routing, wanted);
+      check_interrupt();
       if (loss.defined()) output.layer_losses.push_back(loss);
       output.layers.push_back({block.name + ".attn", std::move(routing)});
     }
+    part_done(static_cast<std::int64_t>(i) + 1, static_cast<std::int64_t>(stages_.size()));
     x = layer_norm(x, stage.norm_weight, stage.norm_bias, kBlockEps);
     if (i < last) x = as_map(x, map);
   }

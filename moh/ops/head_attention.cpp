@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
 #include "moh/ops/device/stream.h"
@@ -265,6 +266,7 @@ class HeadAttentionFunction : public torch::autograd::Function<HeadAttentionFunc
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
+    check_interrupt();
     const auto saved = context->get_saved_variables();
     const Tensor &gates = saved[3], &bias = saved[4], &out = saved[5], &lse = saved[6], &sink = saved[9];
     const bool bias_gradient = bias.defined() && bias.requires_grad();

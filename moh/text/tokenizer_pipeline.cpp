@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/name_text.h"
 #include "moh/text/space_mark.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr std::string_view kMark = kSpaceMark;
 constexpr std::size_t kMaxAddedBytes = 1024;  // a text that repeats a token's beginning takes as many steps a byte
+constexpr double kReported = 1 << 20;  // bytes
 
 // Where no token has the mark after another character, no merge reaches from a word into the next one, so that a text
 // that no pre-tokenizer cuts may still be cut before marks.
@@ -45,6 +47,7 @@ struct PipelineTokenizer::Work {
   WordCache cache;
   std::vector<std::int32_t> word;
   std::vector<std::int64_t> ids;
+  ActivityCount* count = nullptr;  // bytes of the text
 };
 
 PipelineTokenizer::PipelineTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {
@@ -94,6 +97,8 @@ std::vector<std::int64_t> PipelineTokenizer::encode(std::string_view text, bool 
   if (!is_utf8(text)) text = repaired = repair_utf8(text);
   std::unique_ptr<Work> work = take_work();
   work->ids.clear();
+  ActivityCount count("tokenizing", static_cast<double>(text.size()), "bytes", kReported);
+  work->count = &count;
   std::size_t done = 0;
   while (!before_.empty()) {
     const auto match = before_.find(text, done, parse_special);
@@ -103,6 +108,7 @@ std::vector<std::int64_t> PipelineTokenizer::encode(std::string_view text, bool 
     done = match->end;
   }
   encode_part(text.substr(done), done == 0, parse_special, *work);
+  count.end();
   std::vector<std::int64_t> ids = std::move(work->ids);
   const std::lock_guard lock(mutex_);
   idle_.push_back(std::move(work));
@@ -126,6 +132,7 @@ void PipelineTokenizer::encode_part(std::string_view text, bool at_start, bool p
 }
 
 void PipelineTokenizer::encode_word(std::string_view word, Work& work) const {
+  work.count->add(static_cast<double>(word.size()));
   if (!cuts_before_mark_) return encode_cached(word, work);
   while (!word.empty()) {
     std::size_t at = 0;

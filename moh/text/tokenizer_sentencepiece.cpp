@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/text/space_mark.h"
@@ -26,6 +27,7 @@ namespace moh::text {
 namespace {
 
 constexpr int kLogFatal = 3;  // of sentencepiece::logging; it writes everything below to stderr
+constexpr double kReported = 1 << 20;  // bytes
 
 std::string start_of_error(const std::string& path) { return "[tokenizer] " + path + ": "; }
 
@@ -264,6 +266,7 @@ class SentencePieceTokenizer : public Tokenizer {
                     std::vector<std::int64_t>& ids) const {
     WordCache cache;
     std::vector<int> word_ids;
+    ActivityCount done("tokenizing", static_cast<double>(text.size()), "bytes", kReported);
     const auto is_ascii = [](char c) { return c > ' ' && c < '\x7f'; };
     for (std::size_t begin = 0, end = 0; begin < text.size(); begin = keep_spaces ? end : end + 1) {
       end = cuts_at_spaces_ ? text.find(' ', begin + 1) : std::string_view::npos;
@@ -272,6 +275,7 @@ class SentencePieceTokenizer : public Tokenizer {
         end = text.find(' ', end + 1);
       end = std::min(end, text.size());
       const std::string_view word = text.substr(begin, end - begin);
+      done.add(static_cast<double>(end + 1 - begin));
       std::size_t count = 0;
       if (const std::int32_t* known = cache.find(word, count)) {
         ids.insert(ids.end(), known, known + count);
@@ -282,6 +286,7 @@ class SentencePieceTokenizer : public Tokenizer {
       cache.insert(word, word_ids.data(), word_ids.size());
       ids.insert(ids.end(), word_ids.begin(), word_ids.end());
     }
+    done.end();
   }
 
   bool some_piece_reaches_over_a_space() const {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/diffusion/gaussian.h"
 #include "moh/models/dit_folder.h"
@@ -123,6 +124,8 @@ std::optional<Validation> DitTask::validate() {
     const double share = static_cast<double>(indices.size()) / static_cast<double>(count);
     result.loss += loss.loss * share;
     result.active_heads += loss.active_heads * share;
+    const std::int64_t done = from + static_cast<std::int64_t>(indices.size());
+    report_activity({"validating", static_cast<double>(done), static_cast<double>(count), "pictures"});
   }
   std::vector<double> sums = {result.loss, result.active_heads};
   group().sum(sums, "validation");

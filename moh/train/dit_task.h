@@ -23,6 +23,7 @@ struct DitTaskOptions {
   bool flip = true;                    // mirror half of the examples
   std::int64_t valid_examples = 1024;  // of the validation data
   std::int64_t valid_batch = 64;
+  std::int64_t illustrate_every = 0;  // steps between sheets of samples; 0: none
   // Makes a picture of the model's present samples; hears the model to use (the averaged one, if there is one).
   std::function<void(const models::Dit& model, const std::string& folder, std::int64_t step)> illustrate;
 };
@@ -39,6 +40,7 @@ class DitTask : public Task {
   BatchLoss loss(std::int64_t position, std::int64_t count) override;
   std::optional<Validation> validate() override;
   void save_model(const std::string& folder) const override;
+  std::int64_t illustrate_every() const override { return options_.illustrate_every; }
   void illustrate(const std::string& folder, std::int64_t step, const io::NamedTensors* averaged) const override;
 
   const models::Dit& model() const { return model_; }

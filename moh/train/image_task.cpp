@@ -7,6 +7,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/data/epoch_order.h"
 #include "moh/data/ordered_loader.h"
@@ -210,7 +211,8 @@ std::optional<Validation> ImageTask::validate() {
                              .autocast = options_.autocast,
                              .part = group().rank(),
                              .parts = group().size(),
-                             .sum = [&](std::vector<double>& values) { group().sum(values, "validation"); }});
+                             .sum = [&](std::vector<double>& values) { group().sum(values, "validation"); }},
+                            [](double done) { report_activity({"validating", done, 1}); });
   loader_->paused += std::chrono::duration<double>(Clock::now() - start).count();
   Validation validation;
   validation.loss = result.loss;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/io/companions.h"
 #include "moh/layers/recompute.h"
@@ -201,7 +202,8 @@ std::optional<Validation> LanguageTask::validate() {
                              .autocast = options_.autocast,
                              .part = group().rank(),
                              .parts = group().size(),
-                             .sum = [&](std::vector<double>& values) { group().sum(values, "validation"); }});
+                             .sum = [&](std::vector<double>& values) { group().sum(values, "validation"); }},
+                            [](double done) { report_activity({"validating", done, 1}); });
   };
   std::optional<Validation> validation;
   if (valid_) {

@@ -45,6 +45,7 @@ class Task {
   virtual std::optional<Validation> validate() = 0;
   // config.json, model.safetensors and what else makes the folder usable.
   virtual void save_model(const std::string& folder) const = 0;
+  virtual std::int64_t illustrate_every() const { return 0; }  // steps; 0: never
   // Writes something to look at into the training folder, made with the averaged weights unless `averaged` is null.
   virtual void illustrate(const std::string& /*folder*/, std::int64_t /*step*/,
                           const io::NamedTensors* /*averaged*/) const {}

@@ -13,7 +13,6 @@ void check_train_config(const TrainConfig& config) {
   };
   at_least("steps", config.steps, 1);
   at_least("batch", config.batch, 1);
-  at_least("sequence", config.sequence, 1);
   at_least("accumulate", config.accumulate, 1);
   at_least("warmup", config.warmup, 0);
   at_least("epoch_steps", config.epoch_steps, 0);
@@ -21,7 +20,6 @@ void check_train_config(const TrainConfig& config) {
   at_least("log_every", config.log_every, 1);
   at_least("validate_every", config.validate_every, 0);
   at_least("checkpoint_every", config.checkpoint_every, 0);
-  at_least("illustrate_every", config.illustrate_every, 0);
   MOH_CHECK(config.ema >= 0 && config.ema < 1, "[train] ema must be at least 0 and below 1, got ", config.ema);
   MOH_CHECK(config.batch % config.accumulate == 0, "[train] batch ", config.batch, " must be a multiple of accumulate ",
             config.accumulate);

@@ -9,20 +9,19 @@
 namespace moh::train {
 
 struct TrainConfig {
-  std::int64_t steps = 1000, batch = 16, sequence = 512, accumulate = 1, warmup = 50;
+  std::int64_t steps = 1000, batch = 16, accumulate = 1, warmup = 50;
   double lr = 3e-4, final_lr = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
   double warmup_lr = 1e-7;
   std::int64_t epoch_steps = 0;
   double ema = 0;
   std::string dtype = "fp32", reduce_dtype = "fp32";
   bool recompute = false;
-  std::int64_t seed = 0, illustrate_every = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
+  std::int64_t seed = 0, validate_every = 100, checkpoint_every = 500, keep = 2, log_every = 10;
 
   template <class V>
   void fields(V& visit) {
     visit("steps", steps, "optimizer steps");
-    visit("batch", batch, "sequences per step");
-    visit("sequence", sequence, "tokens per sequence");
+    visit("batch", batch, "examples per step: sequences or pictures");
     visit("accumulate", accumulate, "parts that a batch is computed in, to save memory");
     visit("lr", lr, "peak learning rate");
     visit("final_lr", final_lr, "learning rate of the last step as a share of the peak (cosine)");
@@ -43,7 +42,6 @@ struct TrainConfig {
           "type in which several processes send gradients: fp32, or bf16 at half the bytes");
     visit("seed", seed, "of initialisation and data order");
     visit("validate_every", validate_every, "steps between validations; 0: only at the end");
-    visit("illustrate_every", illustrate_every, "steps between sheets of samples; 0: none");
     visit("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
     visit("keep", keep, "checkpoints kept");
     visit("log_every", log_every, "steps between lines of log.jsonl");

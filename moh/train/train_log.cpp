@@ -47,8 +47,8 @@ void TrainLog::write(const Json& line) {
   if (listener_.on_log) listener_.on_log(line);
 }
 
-void TrainLog::stepped(std::int64_t step, std::int64_t steps, double items_per_second) const {
-  if (events_ && listener_.on_step) listener_.on_step(step, steps, items_per_second);
+void TrainLog::stepped(const Pace& pace) const {
+  if (events_ && listener_.on_step) listener_.on_step(pace);
 }
 
 double Rate::add(std::int64_t items) {

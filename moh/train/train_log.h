@@ -14,10 +14,16 @@
 
 namespace moh::train {
 
-// on_log hears every line of log.jsonl; on_step (step, steps, items per second) every step.
+// How training goes on. Rates are of training steps alone; what is left counts the validations to come too.
+struct Pace {
+  std::int64_t step = 0, steps = 0;
+  double items_per_second = 0, seconds_left = 0;
+};
+
+// on_log hears every line of log.jsonl, on_step every step.
 struct Listener {
   std::function<void(const Json& line)> on_log;
-  std::function<void(std::int64_t step, std::int64_t steps, double items_per_second)> on_step;
+  std::function<void(const Pace& pace)> on_step;
 };
 
 class TrainLog {
@@ -28,7 +34,7 @@ class TrainLog {
   void open(std::int64_t step);
   // `line` has a number "step".
   void write(const Json& line);
-  void stepped(std::int64_t step, std::int64_t steps, double items_per_second) const;
+  void stepped(const Pace& pace) const;
 
  private:
   std::string path_;

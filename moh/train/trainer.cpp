@@ -1,10 +1,13 @@
 #include "moh/train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 
+#include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/base/trace.h"
 #include "moh/ops/autocast.h"
@@ -14,6 +17,13 @@
 #include "moh/train/train_state.h"
 
 namespace moh::train {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
 
 struct Trainer::Impl {
   TrainConfig config;
@@ -26,7 +36,9 @@ struct Trainer::Impl {
   Schedule schedule;
   TrainState state;
   Rate rate;
-  bool stopped = false;  // somebody in the group was told to
+  bool stopped = false;         // somebody in the group was told to
+  std::int64_t steps_made = 0;  // by this process; in training_seconds
+  double training_seconds = 0, validation_seconds = 0;
 
   Impl(TrainConfig train_config, Task& train_task, std::string out, Listener heard, const distributed::Group& with)
       : config(std::move(train_config)),
@@ -143,21 +155,71 @@ struct Trainer::Impl {
     return total;
   }
 
-  void add_validation(Json& line) {
+  // Calls `work`, which ends within about a second of `stop` where no other process waits for it. False: it did.
+  template <class Work>
+  bool interruptibly(const std::atomic<bool>& stop, Work&& work) const {
+    if (!group.alone()) {
+      work();
+      return true;
+    }
+    try {
+      const Interruptible interruptible(stop);
+      work();
+      return true;
+    } catch (const Interrupted&) {
+      return false;
+    }
+  }
+
+  // From the mean of this run's steps and the last validation.
+  double seconds_left() const {
+    const std::int64_t steps = config.steps - state.step, every = config.validate_every;
+    const std::int64_t validations = every > 0 ? (config.steps + every - 1) / every - state.step / every : 1;
+    return training_seconds / static_cast<double>(steps_made) * static_cast<double>(steps) +
+           validation_seconds * static_cast<double>(validations);
+  }
+
+  // False: interrupted, nothing was added.
+  bool add_validation(Json& line, const std::atomic<bool>& stop) {
     const trace::Span span("validation");
-    const auto validation = task.validate();
-    if (!validation) return;
+    const auto start = Clock::now();
+    std::optional<Validation> validation;
+    if (!interruptibly(stop, [&] { validation = task.validate(); })) return false;
+    if (!validation) return true;
+    validation_seconds = seconds_since(start);
     line["valid_loss"] = validation->loss;
     if (validation->perplexity) line["valid_perplexity"] = *validation->perplexity;
     for (const auto& [name, value] : validation->scores) line["valid_" + name] = value;
+    return true;
   }
 
-  void validate_before_training() {
+  bool validate_before_training(const std::atomic<bool>& stop) {
     Json line = Json::object();
     line["step"] = 0;
     line[task.unit()] = 0;
-    add_validation(line);
+    if (!add_validation(line, stop)) return false;
     if (line.contains("valid_loss")) log.write(line);
+    return true;
+  }
+
+  // Nothing of a step that was interrupted has happened.
+  bool try_step(BatchLoss& loss, double& gradient_norm, const std::atomic<bool>& stop) {
+    const auto start = Clock::now();
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const at::Tensor random = generator.get_state();
+    if (!interruptibly(stop, [&] { loss = train_step(gradient_norm, stop); })) {
+      optimizer->clear_gradients();
+      generator.set_state(random);
+      return false;
+    }
+    training_seconds += seconds_since(start);
+    ++steps_made;
+    return true;
+  }
+
+  bool save_and_stop() {
+    save_checkpoint();
+    return false;
   }
 
   Json line_of(const BatchLoss& loss, double lr, double gradient_norm, double items_per_second) const {
@@ -200,30 +262,29 @@ struct Trainer::Impl {
     check_same_start();
     folder.remove_leftovers();
     log.open(state.step);
-    if (state.step == 0) validate_before_training();
+    if (state.step == 0 && !validate_before_training(stop)) return save_and_stop();
     rate.reset();
     while (state.step < config.steps) {
-      if (group.alone() ? stop.load() : stopped) {
-        save_checkpoint();
-        return false;
-      }
+      if (group.alone() ? stop.load() : stopped) return save_and_stop();
       double gradient_norm = 0;
       const double lr = schedule(state.step);
-      const BatchLoss loss = train_step(gradient_norm, stop);
+      BatchLoss loss;
+      if (!try_step(loss, gradient_norm, stop)) return save_and_stop();
       ++state.step;
       state.examples += config.batch;
       state.items += loss.items;
       const double items_per_second = rate.add(loss.items);
-      log.stepped(state.step, config.steps, items_per_second);
+      log.stepped({state.step, config.steps, items_per_second, seconds_left()});
       const bool last = state.step == config.steps;
       const auto due = [&](std::int64_t every) { return last || (every > 0 && state.step % every == 0); };
       if (due(config.log_every) || due(config.validate_every)) {
         Json line = line_of(loss, lr, gradient_norm, items_per_second);
-        if (due(config.validate_every)) add_validation(line);
+        const bool goes_on = !due(config.validate_every) || add_validation(line, stop);
         log.write(line);
+        if (!goes_on) return save_and_stop();
         rate.reset();
       }
-      if (config.illustrate_every > 0 && due(config.illustrate_every)) {
+      if (const std::int64_t every = task.illustrate_every(); every > 0 && due(every)) {
         if (group.rank() == 0) task.illustrate(folder.path(), state.step, ema ? &ema->values() : nullptr);
         rate.reset();
       }
@@ -250,6 +311,8 @@ Trainer::Trainer(TrainConfig config, Task& task, std::string folder, Listener li
 Trainer::~Trainer() = default;
 
 void Trainer::resume(const std::string& checkpoint) { impl_->load_checkpoint(checkpoint); }
+
+std::int64_t Trainer::step() const { return impl_->state.step; }
 
 bool Trainer::run(const std::atomic<bool>& stop) { return impl_->run(stop); }
 

@@ -22,15 +22,20 @@ namespace moh::train {
 
 class Trainer {
  public:
+  using Pace = train::Pace;
+
   // `group` must outlive this.
   Trainer(TrainConfig config, Task& task, std::string folder, Listener listener, const distributed::Group& group);
   Trainer(TrainConfig config, Task& task, std::string folder, Listener listener);  // alone
   ~Trainer();
 
+  std::int64_t step() const;  // made so far
+
   // Goes on from `checkpoint` (a step-N folder); the model's weights are the task's duty.
   void resume(const std::string& checkpoint);
   // Trains to config.steps, saves and returns true; or, when `stop` becomes true in any process, saves a checkpoint and
-  // returns false in all. Errors: a loss that is not finite (the last checkpoint stays).
+  // returns false in all. A process alone stops within its step or validation: the step comes again when the run is
+  // resumed, the validation is left out. Errors: a loss that is not finite (the last checkpoint stays).
   bool run(const std::atomic<bool>& stop);
 
  private:

@@ -124,6 +124,16 @@ def main():
         (folder / "demo.json").write_text(json.dumps(demo_report()))
         run("report", folder / "demo.json", "--out", folder / "demo.html")
         pages["demo"] = (folder / "demo.html").read_text()
+        run("inspect", "moh-llm-s", "--html", folder / "inspect.html")
+        for run_name in ("first", "second"):
+            (folder / run_name).mkdir()
+            lines = [{"step": s, "tokens": s * 8192, "loss": 3 / (s + 1), "lr": 3e-4, "grad_norm": 1.0, "load_balance_loss": 1.1,
+                      "active_heads": 0.75, "tokens_per_second": 13400.0, "valid_loss": 3.1 / (s + 1),
+                      "valid_perplexity": 20.0 / (s + 1)} for s in range(1, 400, 20)]
+            (folder / run_name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        run("report", folder / "first", folder / "second", "--out", folder / "runs.html")
+        for page in ("inspect", "runs"):
+            pages[page] = (folder / f"{page}.html").read_text()
         bad = []
         for name, page in pages.items():
             for shade in ("light", "dark"):

@@ -11,22 +11,15 @@ import tempfile
 import time
 import unittest
 
-from tool import MOH, json_lines, refused, run
-
-WORDS = "the cat saw a red ball and ran to the big old tree where it hid all day".split()
+from tool import MOH, SMALL, json_lines, refused, run, train_small
 
 
 class Cli(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="moh_cli_"))
-        cls.text = cls.folder / "text.txt"
-        cls.text.write_text("\n".join(" ".join(WORDS[i % 7:] + WORDS[: i % 11]) for i in range(400)))
-        cls.small = ("--preset", "moh-llm-tiny", "--model.num_hidden_layers", 2, "--model.hidden_size", 32,
-                     "--model.num_attention_heads", 4, "--model.intermediate_size", 64, "--batch", 4, "--sequence", 32)
-        cls.dense = cls.folder / "dense"
-        cls.log = json_lines("train", *cls.small, "--preset", "llm-tiny", "--data", cls.text, "--valid", cls.text, "--valid-windows",
-                             4, "--out", cls.dense, "--steps", 200, "--lr", "1e-2", "--warmup", 10)
+        cls.small = SMALL
+        cls.text, cls.dense, cls.log = train_small(cls.folder, steps=200)
 
     @classmethod
     def tearDownClass(cls):
@@ -206,10 +199,6 @@ class Cli(unittest.TestCase):
         self.assertEqual(run("--version").stdout.split()[0], "moh")
         for command in ("train", "tune", "convert", "eval", "generate", "bench", "inspect", "info", "tokenizer", "data"):
             run(command, "--help")
-        completion = self.folder / "completion.bash"
-        completion.write_text(run("completion").stdout)
-        check = f"source {completion}; COMP_WORDS=(moh tr); COMP_CWORD=1; _moh; echo ${{COMPREPLY[@]}}"
-        self.assertEqual(subprocess.run(["bash", "-c", check], capture_output=True, text=True).stdout.split(), ["train"])
 
     def test_tokenizer_round_trip(self):
         folder, ids, back = self.folder / "tok", self.folder / "ids.npy", self.folder / "back.txt"
@@ -220,7 +209,7 @@ class Cli(unittest.TestCase):
         self.assertEqual(back.read_text(), self.text.read_text())
 
     def test_wrong_usage_is_status_2(self):
-        refused("eval", words="required", status=2)
+        refused("eval", words="missing", status=2)
         refused("info", "--no-such-flag", words="--no-such-flag", status=2)
         refused("convert", self.dense, self.folder / "no", "--router", "random", words="--router", status=2)
 

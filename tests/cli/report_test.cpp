@@ -29,6 +29,7 @@ TEST(Report, EscapesTextEverywhere) {
             {{"type", "table"}, {"columns", {bad}}, {"rows", {{bad}}}},
             {{"type", "lines"}, {"title", bad}, {"series", {{{"name", bad}, {"x", {1, 2}}, {"y", {1, 2}}}}}},
             {{"type", "bars"}, {"groups", {bad}}, {"series", {{{"name", bad}, {"values", {1}}}}}},
+            {{"type", "heads"}, {"x", {bad}}, {"rows", {{{"name", bad}, {"shared", {true}}, {"note", bad}}}}},
             {{"type", "heatmap"}, {"x", {bad}}, {"y", {bad}}, {"values", {{0.5}}}}}}}}}});
   EXPECT_EQ(page.find("<script"), std::string::npos);
   EXPECT_EQ(page.find("http"), std::string::npos);
@@ -37,7 +38,7 @@ TEST(Report, EscapesTextEverywhere) {
 
 TEST(Report, AnyPartMayBeMissing) {
   EXPECT_NE(render_report(Json::object()).find("</html>"), std::string::npos);
-  for (const char* type : {"lines", "bars", "heatmap", "table", "text", "code"}) {
+  for (const char* type : {"lines", "bars", "heatmap", "heads", "table", "text", "code"}) {
     EXPECT_NO_THROW(with_item((std::string("{\"type\":\"") + type + "\"}").c_str())) << type;
   }
   EXPECT_THROW(with_item(R"({"type": "pie"})"), moh::Error);
@@ -58,6 +59,27 @@ TEST(Report, EqualOrHugeValuesStillMakeAPlot) {
     EXPECT_NE(page.find("<polyline"), std::string::npos) << y;
     EXPECT_EQ(page.find("nan"), std::string::npos) << y;
   }
+}
+
+TEST(Report, LargeNumbersAreNoPowersOfTen) {
+  const std::string page =
+      with_item(R"({"type": "table", "columns": ["n"], "rows": [[614400], [1.5e6], [-123456.7], [999], [0.00012], [1234.5]]})");
+  for (const char* shown : {">614,400<", ">1,500,000<", ">-123,457<", ">999<", ">0.00012<", ">1234.5<"}) {
+    EXPECT_NE(page.find(shown), std::string::npos) << shown;
+  }
+}
+
+TEST(Report, HeadsTellSharedFromRouted) {
+  const std::string page = with_item(
+      R"({"type": "heads", "x": ["0", "1", "2", "3"], "group": 2, "rows": [{"name": "0-3", "shared": [true, false, false, true], "note": "2 + 1 of 2"}]})");
+  const auto count = [&](const std::string& text) {
+    std::size_t found = 0;
+    for (std::size_t at = page.find(text); at != std::string::npos; at = page.find(text, at + 1)) ++found;
+    return found;
+  };
+  EXPECT_EQ(count(": shared, every token</title>"), 4U);  // two heads, on wide pages and on narrow ones
+  EXPECT_EQ(count(": routed</title>"), 4U);
+  EXPECT_NE(page.find("2 query heads share a KV head"), std::string::npos);
 }
 
 TEST(Report, LongSeriesAreThinned) {

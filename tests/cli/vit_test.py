@@ -81,7 +81,7 @@ def test_training_skips_broken_pictures(temporary):
     by_weights = {weights: json_lines("eval", out, "--data", data, "--weights", weights)[-1]["loss"]
                   for weights in ("auto", "ema", "model")}
     assert by_weights["auto"] == by_weights["ema"] != by_weights["model"], by_weights
-    refused("eval", out, "--data", data, "--weights", "mean", words=["auto, ema or model", "mean"])
+    refused("eval", out, "--data", data, "--weights", "mean", words=["cannot be `mean`", "auto, ema, model"], status=2)
     assert json_lines("eval", out, "--data", data, "--image-size", 24)[-1]["images"] == 16  # position tables of another map
     refused("eval", out, "--data", data, "--image-size", -3, words=["image_size", "-3"])
 

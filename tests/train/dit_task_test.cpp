@@ -83,15 +83,15 @@ class DitTaskTest : public testing::Test {
     options.seed = static_cast<std::uint64_t>(config.seed);
     options.autocast = ops::autocast_type(config.dtype);
     options.flip = false;
+    options.illustrate_every = 100;
     options.illustrate = [&](const models::Dit& averaged, const std::string&, std::int64_t) {
       ++sheets_;
       EXPECT_EQ(averaged.config().num_classes, 2);
     };
     DitTask task(std::move(model), pictures(), pictures(), options);
     std::atomic<bool> stop{false};
-    Trainer trainer(config, task, out, {.on_log = {}, .on_step = [&](std::int64_t step, std::int64_t, double) {
-                                          stop = step == stop_at;
-                                        }});
+    Trainer trainer(config, task, out,
+                    {.on_log = {}, .on_step = [&](const Trainer::Pace& pace) { stop = pace.step == stop_at; }});
     if (resume) trainer.resume(checkpoint);
     EXPECT_EQ(trainer.run(stop), stop_at == 0);
     std::vector<double> losses;
@@ -137,7 +137,6 @@ TEST_F(DitTaskTest, StopAndResumeEqualsNoStopToTheBit) {
 
 TEST_F(DitTaskTest, Learns) {
   TrainConfig config = settings(300);
-  config.illustrate_every = 100;
   config.validate_every = 100;
   const auto losses = train(config, "learns");
   double first = 0, last = 0;

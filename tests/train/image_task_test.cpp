@@ -126,7 +126,7 @@ TEST(ImageTask, ResumeEqualsNoStop) {
     ImageTask task = make_task(folder.path(), 2, models::Vit::initialize(config(), 1));
     std::atomic<bool> stop = false;
     Trainer trainer(train_config(6), task, stopped.path(),
-                    {.on_step = [&](std::int64_t step, std::int64_t, double) { stop = step == 3; }});
+                    {.on_step = [&](const Trainer::Pace& pace) { stop = pace.step == 3; }});
     ASSERT_FALSE(trainer.run(stop));
   }
   const std::string checkpoint = newest_checkpoint(stopped.path());

@@ -57,7 +57,6 @@ class TrainerTest : public testing::Test {
     TrainConfig config;
     config.steps = steps;
     config.batch = 4;
-    config.sequence = 24;
     config.warmup = 2;
     config.lr = 3e-3;
     config.log_every = 1;
@@ -75,7 +74,7 @@ class TrainerTest : public testing::Test {
     const std::string checkpoint = resume ? newest_checkpoint(out) : "";
     auto model =
         resume ? moh::models::Llama::load(checkpoint) : moh::models::Llama::initialize(tiny(router), train_config.seed);
-    options.sequence = train_config.sequence;
+    options.sequence = 24;
     options.seed = train_config.seed;
     options.autocast = moh::ops::autocast_type(train_config.dtype);
     std::optional<moh::models::Llama> teacher;
@@ -83,9 +82,8 @@ class TrainerTest : public testing::Test {
     auto stream = moh::data::TokenStream::open(data_, nullptr, 64);
     LanguageTask task(std::move(model), stream, stream, std::move(teacher), options);
     std::atomic<bool> stop{false};
-    Trainer trainer(train_config, task, out, {.on_log = {}, .on_step = [&](std::int64_t step, std::int64_t, double) {
-                                                stop = step == stop_at;
-                                              }});
+    Trainer trainer(train_config, task, out,
+                    {.on_log = {}, .on_step = [&](const Trainer::Pace& pace) { stop = pace.step == stop_at; }});
     if (resume) trainer.resume(checkpoint);
     EXPECT_EQ(trainer.run(stop), stop_at == 0);
     std::vector<double> losses;
