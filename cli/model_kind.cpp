@@ -1,6 +1,7 @@
 #include "cli/model_kind.h"
 
 #include <algorithm>
+#include <exception>
 #include <filesystem>
 
 #include "moh/base/error.h"
@@ -13,14 +14,20 @@ std::vector<ModelKind>& model_kinds() {
 }
 
 const ModelKind* kind_of(const std::string& model) {
+  const bool is_there = std::filesystem::exists(model);
+  std::exception_ptr unreadable;  // a kind that cannot read a file need not be the one that it is of
   for (const ModelKind& kind : model_kinds()) {
-    const bool is_there = std::filesystem::exists(model);
     const auto presets = is_there ? std::vector<std::string>{} : kind.presets();
-    if (is_there ? kind.is_folder(model) || kind.is_checkpoint(model)
-                 : std::find(presets.begin(), presets.end(), model) != presets.end()) {
-      return &kind;
+    try {
+      if (is_there ? kind.is_folder(model) || kind.is_checkpoint(model)
+                   : std::find(presets.begin(), presets.end(), model) != presets.end()) {
+        return &kind;
+      }
+    } catch (const Error&) {
+      if (!unreadable) unreadable = std::current_exception();
     }
   }
+  if (unreadable) std::rethrow_exception(unreadable);
   return nullptr;
 }
 

@@ -141,7 +141,7 @@ def main():
                 for width in WIDTHS:
                     seen = looked_at(shown, width, folder, f"{name}-{width}-{shade}")
                     bad += [f"{name}, {width} pixels, {shade}: {what}" for what in seen["wrong"]]
-                    if "layer…" in page or "automobile" not in page:
+                    if name == "demo" and ("layer…" in page or "automobile" not in page):
                         bad.append(f"{name}: a name was cut that has room")
                     if not seen["shown"]:
                         bad.append(f"{name}, {width} pixels, {shade}: no picture is shown")

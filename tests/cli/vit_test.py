@@ -185,7 +185,10 @@ def test_odd_pictures(temporary, model):
         (folder / name).write_bytes(content)
         refused("classify", model, folder / name, words=[name])
     refused("classify", model, folder / "nowhere.png", words=["nowhere.png"])
-    refused("classify", model, folder, words=[folder])
+    found = json_lines("classify", model, folder)  # those of a folder that can be read, by name
+    assert [pathlib.Path(line["file"]).name for line in found] == sorted(odd), found
+    (folder / "none").mkdir()
+    refused("classify", model, folder / "none", words=["none has no JPEG or PNG file"])
     done = run("classify", model, folder / "empty.png", folder / "rgb.png", folder / "half.jpg", "--json")
     assert [pathlib.Path(json.loads(line)["file"]).name for line in done.stdout.splitlines()] == ["rgb.png"]
     assert done.stderr.count("[image]") == 2 and "empty.png" in done.stderr and "half.jpg" in done.stderr, done.stderr
