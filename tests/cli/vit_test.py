@@ -186,7 +186,7 @@ def test_odd_pictures(temporary, model):
         refused("classify", model, folder / name, words=[name])
     refused("classify", model, folder / "nowhere.png", words=["nowhere.png"])
     found = json_lines("classify", model, folder)  # those of a folder that can be read, by name
-    assert [pathlib.Path(line["file"]).name for line in found] == sorted(odd), found
+    assert [pathlib.Path(line["file"]).name for line in found] == sorted(n for n in odd if n.lower().endswith((".png", ".jpg", ".jpeg"))), found
     (folder / "none").mkdir()
     refused("classify", model, folder / "none", words=["none has no JPEG or PNG file"])
     done = run("classify", model, folder / "empty.png", folder / "rgb.png", folder / "half.jpg", "--json")
