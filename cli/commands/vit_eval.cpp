@@ -8,6 +8,7 @@
 #include "cli/layer_heads.h"
 #include "cli/progress.h"
 #include "cli/report/report.h"
+#include "moh/base/error.h"
 #include "moh/eval/image_classification.h"
 #include "moh/ops/memory_pool.h"
 #include "moh/io/files.h"
@@ -79,6 +80,11 @@ bool is_vit_folder(const std::string& path) {
 
 namespace {
 
+void refuse_file(const char* command, const std::string& model) {
+  MOH_CHECK(!std::filesystem::is_regular_file(model), "[", command, "] ", model, " is a checkpoint file of ", kVitName,
+            "; `moh convert FILE FOLDER` makes a model folder of it");
+}
+
 // moh eval MODEL --data FOLDER: top-1, top-5.
 int eval_vit(const Context& context, const std::string& model, const std::string& data, const VitUse& use) {
   const auto start = std::chrono::steady_clock::now();
@@ -106,6 +112,7 @@ ModelKind::Evaluation setup_eval(CLI::App& app, Context& context) {
   app.add_option("--images", use->batch, "pictures at a time")->group(kVitGroup);
   use->add_options(app);
   return [use, &app, &context](const std::string& model, const std::string& data) {
+    refuse_file("eval", model);
     allow_only(app, {"--data"}, kVitGroup, model, kVitName);
     return eval_vit(context, model, data, *use);
   };
@@ -146,6 +153,7 @@ void say_load(const Context& context, const models::VitConfig& config, const eva
 int inspect_vit(const Context& context, const ModelKind::Inspection& inspection) {
   const auto& [model, data, html] = inspection;
   const bool is_folder = std::filesystem::is_directory(model);
+  refuse_file("inspect", model);
   const models::VitConfig config =
       is_folder ? models::parse_vit_config(io::load_config(model), model + "/config.json") : models::vit_preset(model);
   const auto cost = models::vit_cost(config, config.image_size);
