@@ -38,7 +38,7 @@ bool is_option(const std::string& argument) {
 
 // The first word that no command has the name of, where one has to stand; "" if commands are right.
 std::string unknown_command(const std::vector<const CLI::App*>& chain, const std::vector<std::string>& arguments) {
-  if (chain.back()->get_subcommands({}).empty() || arguments.size() < chain.size()) return "";
+  if (chain.back()->get_require_subcommand_min() == 0 || arguments.size() < chain.size()) return "";
   const std::string& word = arguments[chain.size() - 1];
   return is_option(word) ? "" : word;
 }

@@ -11,8 +11,8 @@
 #include "moh/base/activity.h"
 #include "moh/eval/image_classification.h"
 #include "moh/io/folder_walk.h"
-#include "moh/ops/memory_pool.h"
 #include "moh/ops/autocast.h"
+#include "moh/ops/memory_pool.h"
 
 namespace moh::cli {
 namespace {

@@ -90,10 +90,22 @@ void add_options(const CLI::App& app, Node& node) {
   }
 }
 
+// One more word where the first positional argument stands.
+void add_word(Node& node, const std::string& word) {
+  for (Item& item : node.items) {
+    if (item.names.empty() && item.kind == Kind::kWords) return item.words.push_back(word);
+  }
+}
+
 void collect(const CLI::App& app, const std::string& path, const CLI::App* parent, std::vector<Node>& nodes) {
   Node node{path, app.get_description(), {}, {}};
   add_options(app, node);
   if (parent != nullptr) add_options(*parent, node);
+  if (app.get_require_subcommand_min() == 0) {  // `moh bench serve` beside `moh bench attention`: words like others
+    for (const CLI::App* sub : app.get_subcommands({})) add_word(node, sub->get_name());
+    nodes.push_back(node);
+    return;
+  }
   for (const CLI::App* sub : app.get_subcommands({}))
     node.commands.emplace_back(sub->get_name(), sub->get_description());
   nodes.push_back(node);

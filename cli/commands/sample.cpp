@@ -11,11 +11,11 @@
 #include "cli/progress.h"
 #include "moh/base/activity.h"
 #include "moh/diffusion/sampler.h"
-#include "moh/ops/memory_pool.h"
 #include "moh/generate/pictures.h"
 #include "moh/io/npz_writer.h"
 #include "moh/models/dit_folder.h"
 #include "moh/ops/autocast.h"
+#include "moh/ops/memory_pool.h"
 
 namespace moh::cli {
 namespace {

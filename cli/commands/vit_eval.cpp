@@ -10,11 +10,11 @@
 #include "cli/report/report.h"
 #include "moh/base/error.h"
 #include "moh/eval/image_classification.h"
-#include "moh/ops/memory_pool.h"
 #include "moh/io/files.h"
 #include "moh/models/vit_checkpoint.h"
 #include "moh/models/vit_cost.h"
 #include "moh/ops/autocast.h"
+#include "moh/ops/memory_pool.h"
 
 namespace moh::cli {
 namespace {

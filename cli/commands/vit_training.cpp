@@ -10,9 +10,9 @@
 #include "cli/processes.h"
 #include "cli/progress.h"
 #include "moh/base/activity.h"
-#include "moh/ops/memory_pool.h"
 #include "moh/io/checkpoint.h"
 #include "moh/ops/autocast.h"
+#include "moh/ops/memory_pool.h"
 #include "moh/train/image_task.h"
 
 namespace moh::cli {
