@@ -8,6 +8,9 @@
 #include "moh/base/error.h"
 #include "moh/io/files.h"
 #include "moh/io/folder_walk.h"
+#include "moh/io/gguf.h"
+#include "moh/text/tokenizer.h"
+#include "moh/text/tokenizer_gguf.h"
 
 namespace moh::io {
 namespace {
@@ -66,7 +69,11 @@ void copy_folder(const std::string& from, const std::string& to, const std::stri
 
 void copy_model_files(const std::string& from, const std::string& to) {
   std::error_code error;
-  if (!fs::is_directory(from, error) || same_folder(from, to)) return;
+  if (same_folder(from, to)) return;
+  // The tokenizer within a GGUF file, unless there is one beside it.
+  const bool beside = fs::is_directory(from, error) && !text::tokenizer_files(from).empty();
+  if (const auto gguf = beside ? std::nullopt : find_gguf(from)) text::write_gguf_tokenizer(GgufFile(*gguf), to);
+  if (!fs::is_directory(from, error)) return;
   copy_folder(from, to, to, 0);
 }
 

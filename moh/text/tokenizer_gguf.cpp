@@ -6,6 +6,7 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "moh/io/files.h"
 #include "moh/io/name_text.h"
 #include "moh/text/utf8.h"
 
@@ -69,9 +70,13 @@ Json merges_by_score(const std::vector<std::string_view>& tokens, const std::vec
   return list;
 }
 
-}  // namespace
+// What a GGUF file says of its tokenizer: a tokenizer.json, and whether a text begins with BOS.
+struct Described {
+  Json root;
+  bool adds_bos;
+};
 
-TokenizerParts parts_of_gguf(const io::GgufFile& file) {
+Described described(const io::GgufFile& file) {
   constexpr std::size_t kMaxTokenBytes = 1024;  // splits are tried at each character
   const std::string place = "[tokenizer] " + file.path() + ": ";
   const std::string model(file.text("tokenizer.ggml.model").value_or(""));
@@ -85,7 +90,8 @@ TokenizerParts parts_of_gguf(const io::GgufFile& file) {
   MOH_CHECK(types.size() == tokens.size(), place, "tokenizer.ggml.token_type has ", types.size(), " entries, expected ",
             tokens.size());
 
-  Json root = Json::object(), added = Json::array(), vocab = Json::object();
+  Json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"post_processor", nullptr}};
+  Json added = Json::array(), vocab = Json::object();
   Json bpe = {{"type", "BPE"}, {"byte_fallback", is_spm}, {"fuse_unk", is_spm}};
   // Added one after the other: the map itself would look through all that it has for each.
   std::vector<Json::object_t::value_type>& entries = vocab.get_ref<Json::object_t&>();
@@ -98,7 +104,10 @@ TokenizerParts parts_of_gguf(const io::GgufFile& file) {
       added.push_back({{"id", static_cast<std::uint64_t>(id)},
                        {"content", tokens[id]},
                        {"special", types[id] != kUserDefined},
-                       {"normalized", false}});
+                       {"normalized", false},
+                       {"single_word", false},
+                       {"lstrip", false},
+                       {"rstrip", false}});
     }
   }
   bool adds_bos = is_spm;
@@ -134,18 +143,46 @@ TokenizerParts parts_of_gguf(const io::GgufFile& file) {
   bpe["vocab"] = std::move(vocab);
   root["model"] = std::move(bpe);
   root["added_tokens"] = std::move(added);
-  TokenizerParts parts = parts_of_tokenizer_json(root, file.path());
+  return {std::move(root), file.flag("tokenizer.ggml.add_bos_token").value_or(adds_bos)};
+}
+
+// -1: none.
+std::int64_t token_id(const io::GgufFile& file, const char* key, std::size_t tokens) {
+  const std::int64_t id = file.integer(key).value_or(-1);
+  MOH_CHECK(id < static_cast<std::int64_t>(tokens), "[tokenizer] ", file.path(), ": ", key, " is ", id,
+            ", expected less than ", tokens);
+  return std::max<std::int64_t>(id, -1);
+}
+
+}  // namespace
+
+TokenizerParts parts_of_gguf(const io::GgufFile& file) {
+  const Described tokenizer = described(file);
+  const std::size_t tokens = tokenizer.root["model"]["vocab"].size();
+  TokenizerParts parts = parts_of_tokenizer_json(tokenizer.root, file.path());
   parts.kind = "gguf";
-  const auto id_of = [&](const char* key) {
-    const std::int64_t id = file.integer(key).value_or(-1);
-    MOH_CHECK(id < static_cast<std::int64_t>(tokens.size()), place, key, " is ", id, ", expected less than ",
-              tokens.size());
-    return std::max<std::int64_t>(id, -1);
-  };
-  parts.bos_id = id_of("tokenizer.ggml.bos_token_id");
-  parts.eos_id = id_of("tokenizer.ggml.eos_token_id");
-  parts.adds_bos = file.flag("tokenizer.ggml.add_bos_token").value_or(adds_bos) && parts.bos_id >= 0;
+  parts.bos_id = token_id(file, "tokenizer.ggml.bos_token_id", tokens);
+  parts.eos_id = token_id(file, "tokenizer.ggml.eos_token_id", tokens);
+  parts.adds_bos = tokenizer.adds_bos && parts.bos_id >= 0;
   return parts;
+}
+
+void write_gguf_tokenizer(const io::GgufFile& file, const std::string& folder) {
+  if (!file.text("tokenizer.ggml.model")) return;
+  const Described tokenizer = described(file);
+  const std::vector<std::string_view> tokens = file.texts("tokenizer.ggml.tokens");
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"add_bos_token", tokenizer.adds_bos}};
+  constexpr std::pair<const char*, const char*> kTokens[] = {{"bos_token", "tokenizer.ggml.bos_token_id"},
+                                                             {"eos_token", "tokenizer.ggml.eos_token_id"},
+                                                             {"unk_token", "tokenizer.ggml.unknown_token_id"},
+                                                             {"pad_token", "tokenizer.ggml.padding_token_id"}};
+  for (const auto& [name, key] : kTokens) {
+    const std::int64_t id = token_id(file, key, tokens.size());
+    if (id >= 0) config[name] = tokens[static_cast<std::size_t>(id)];
+  }
+  if (const auto chat = file.text("tokenizer.chat_template")) config["chat_template"] = *chat;
+  io::write_file(folder + "/tokenizer.json", tokenizer.root.dump() + "\n");
+  io::write_file(folder + "/tokenizer_config.json", config.dump(2) + "\n");
 }
 
 }  // namespace moh::text
