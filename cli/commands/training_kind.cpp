@@ -7,6 +7,7 @@
 
 #include "cli/processes.h"
 #include "cli/progress.h"
+#include "moh/distributed/membership.h"
 #include "moh/io/checkpoint.h"
 #include "moh/io/files.h"
 #include "moh/train/schedule.h"
@@ -80,8 +81,10 @@ std::string open_training(const Context& context, bool resume, const std::string
   if (context.dtype != "auto") config.dtype = context.dtype;
   config.seed = static_cast<std::int64_t>(context.seed);
   if (resume) {
+    // torchrun starts again with the arguments that began the run.
+    const bool restarted = distributed::restarts_from_environment() > 0;
     for (const char* section : {"model", "moh"}) {
-      MOH_CHECK(!context.given_sections.contains(section), "[train] a run that is resumed keeps its model: --", section,
+      MOH_CHECK(restarted || !context.given_sections.contains(section), "[train] a run that is resumed keeps its model: --", section,
                 ".KEY is for a new one");
     }
     const Json defaults = run;
