@@ -1,5 +1,5 @@
-# make demo: the tool, and with it the main job end to end.  make build: tool and library, with CUDA kernels where nvcc is
-# found.  make test: everything, and all tests.  Each installs what is missing first, and says so.
+# make demo: the tool, and with it the main job end to end.  make build: tool and library, with kernels for GPUs where
+# triton is found.  make test: everything, and all tests.  Each installs what is missing first, and says so.
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 
@@ -9,7 +9,7 @@ setup:
 # A folder that was made for the demo is configured anew once more than that is wanted.
 configure: setup
 	@if [ ! -f build/build.ninja ]; then cmake --preset release; \
-	elif [ -f build/demo-only ]; then cmake --preset release -U MOH_CUDA -U MOH_TESTS && rm build/demo-only; fi
+	elif [ -f build/demo-only ]; then cmake --preset release -U MOH_TRITON -U MOH_TESTS && rm build/demo-only; fi
 build: configure
 	@cmake --build build --parallel $(JOBS) --target moh_cli moh operator_bench
 test:
@@ -18,11 +18,11 @@ test:
 	@cmake --build build --parallel $(JOBS)
 	@cd build && ctest --output-on-failure --timeout 1200
 demo: setup
-	@[ -f build/build.ninja ] || { cmake --preset release -DMOH_CUDA=OFF -DMOH_TESTS=OFF >/dev/null && touch build/demo-only; }
+	@[ -f build/build.ninja ] || { cmake --preset release -DMOH_TRITON=OFF -DMOH_TESTS=OFF >/dev/null && touch build/demo-only; }
 	@echo "demo: building build/moh, some minutes of $(JOBS) cores the first time"
 	@cmake --build build --parallel $(JOBS) --target moh_cli
 	@scripts/demo.sh
 format:
-	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-16 -i
+	@git ls-files '*.h' '*.cpp' | xargs clang-format-16 -i
 clean:
-	rm -rf build build-debug build-asan build-cuda build-gpu
+	rm -rf build build-debug build-asan build-gpu

@@ -10,7 +10,7 @@
 
 #include "moh/base/error.h"
 #include "moh/kernels/cpu/backend.h"
-#include "moh/kernels/cuda/backend.h"
+#include "moh/kernels/gpu/backend.h"
 #include "moh/kernels/reference/aggregated_attention.h"
 #include "moh/kernels/reference/gated_convolution.h"
 #include "moh/kernels/reference/head_attention.h"
@@ -158,9 +158,9 @@ const std::vector<Backend>& backends() {
       {"avx2", nullptr, cpu_unsupported, avx2_missing, MOH_KERNELS_OF(avx2)},
 #endif
       {"portable", nullptr, cpu_unsupported, always, MOH_KERNELS_OF(portable)},
-      {"cuda", "compiled, not yet run on a GPU", cuda::unsupported_reason, cuda::unavailable_reason,
-       cuda::head_attention_forward, cuda::head_attention_backward, nullptr, nullptr, nullptr, nullptr, nullptr,
-       nullptr, nullptr},
+      {"triton", "compiled, not yet run on a GPU", gpu::unsupported_reason, gpu::unavailable_reason,
+       gpu::head_attention_forward, gpu::head_attention_backward, gpu::project_heads, gpu::combine_heads,
+       gpu::weight_gradient, nullptr, nullptr, nullptr, nullptr},
       {"emulated_amx", "AMX and AVX512-BF16 in software, for tests", bf16_unsupported, always,
        MOH_PAIR_KERNELS_OF(emulated_amx)},
       {"reference", "scalar float64, slow", reference_unsupported, always, MOH_KERNELS_OF(reference)},

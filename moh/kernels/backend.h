@@ -30,8 +30,9 @@ struct CallTraits {
   std::int64_t head_dim = 0;
   bool backward = false;
   Kernel kernel = Kernel::kAttention;
-  // Attention: sequence b is all of batch b, all are equally long and without pages, and the variant is plain.
-  bool plain = true;
+  // The call itself, as far as it is known (its inputs), for backends that do not take all of them.
+  const HeadAttentionParams* attention = nullptr;
+  const ProjectionParams* projection = nullptr;
 };
 
 // The table is ordered best first. A kernel that a backend lacks is nullptr.
@@ -56,7 +57,8 @@ struct Backend {
   bool automatic() const { return by_name_only == nullptr; }
 };
 
-// amx, avx512bf16 (both: bf16 calls), avx512, avx2, portable, cuda (attention alone), emulated_amx (tests), reference.
+// amx, avx512bf16 (both: bf16 calls), avx512, avx2, portable, triton (GPUs: attention and projections), emulated_amx
+// (tests), reference.
 const std::vector<Backend>& backends();
 
 // The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the

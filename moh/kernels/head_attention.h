@@ -35,6 +35,14 @@ struct Sequence {
   const std::int32_t* pages = nullptr;  // key s is (pages[s / page_size], s % page_size) of key and value
 };
 
+// The same in the memory of a GPU, where nobody waits to look at it. table: int64 [N, 6] of batch, first query,
+// queries, keys, first key and the place of its first page in `pages`; the bounds hold for all N.
+struct DeviceSequences {
+  const std::int64_t* table = nullptr;
+  const std::int32_t* pages = nullptr;
+  std::int64_t max_queries = 0, max_keys = 0;
+};
+
 // Which keys a query sees, and what becomes of its scores. A query t of a sequence of T queries and S keys stands at
 // position t + S - T.
 struct AttentionVariant {
@@ -51,8 +59,9 @@ struct AttentionVariant {
 struct HeadAttentionParams {
   const Sequence* sequences = nullptr;
   std::int64_t num_sequences = 0;
-  std::int64_t rows_per_batch = 0;  // T: the selection's row of (b, t) is b * T + t
-  std::int64_t page_size = 0;       // of sequences with a table
+  DeviceSequences device_sequences;  // on a GPU: where sequence n is not simply batch n
+  std::int64_t rows_per_batch = 0;   // T: the selection's row of (b, t) is b * T + t
+  std::int64_t page_size = 0;        // of sequences with a table
   std::int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
   float scale = 1.0F;
   AttentionVariant variant;

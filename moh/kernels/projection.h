@@ -22,7 +22,7 @@
 namespace moh::kernels {
 
 struct ProjectionParams {
-  Selection selection;                   // R rows, H heads
+  Selection selection;                   // R rows, H heads; on a GPU the gates alone
   std::int64_t head_dim = 0, width = 0;  // D, C
   DType dtype = DType::kFloat32;         // of every tensor but the gates
   Strided<const void*, 2> x;             // project_heads, weight_gradient
@@ -30,7 +30,9 @@ struct ProjectionParams {
   Strided<const void*, 3> weight;        // project_heads, combine_heads
   const void* bias = nullptr;            // [H, D] or [C]; nullptr: none
   Strided<void*, 3> out;                 // every element written; combine_heads: strides of [R, C] in the first two
+  bool on_cpu = true;                    // where the pointers live
   Parallel parallel;
+  void* stream = nullptr;  // of a GPU: the queue that the kernels go to
 };
 
 }  // namespace moh::kernels

@@ -1,7 +1,6 @@
 #include "moh/ops/head_attention.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -10,7 +9,6 @@
 #include "moh/base/activity.h"
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
-#include "moh/ops/device/stream.h"
 #include "moh/ops/head_attention_forms.h"
 #include "moh/ops/kernel_tensor.h"
 #include "moh/ops/parallel.h"
@@ -31,16 +29,16 @@ optional<Tensor> as_bias(const optional<Tensor>& bias) {
 // One call of the kernels, with what its pointers point to.
 struct KernelCall {
   KernelSelection selection;
-  Tensor bias, sink;  // as the kernels read them; undefined: none
+  Tensor query, key, value, bias, sink, device_sequences;  // as the kernels read them; undefined: none
   std::vector<kernels::Sequence> sequences;
   kernels::HeadAttentionParams params;
   const kernels::Backend* backend = nullptr;  // nullptr: the composite form, because of
   std::string reason;
 
   // Sequence b is batch b.
-  KernelCall(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+  KernelCall(const Tensor& all_query, const Tensor& key, const Tensor& value, const Tensor& gates,
              const optional<Tensor>& rows, const optional<Tensor>& first, const AttentionVariant& variant)
-      : KernelCall(query, gates, rows, first, variant) {
+      : KernelCall(all_query, gates, rows, first, variant) {
     for (std::int64_t b = 0; b < query.size(0); ++b) {
       sequences.push_back({.batch = b, .queries = query.size(1), .keys = key.size(1)});
     }
@@ -51,7 +49,7 @@ struct KernelCall {
       const auto type = variant.bias->scalar_type();
       // Already of four dimensions (stride 0 where it broadcasts), and in its own type.
       bias = variant.bias->detach()
-                 .to(type == at::kDouble && query.scalar_type() != at::kDouble ? at::kFloat : type)
+                 .to(query.is_cuda() || (type == at::kDouble && query.scalar_type() != at::kDouble) ? at::kFloat : type)
                  .expand({query.size(0), query.size(2), query.size(1), key.size(1)});
       fill(params.variant.bias, bias);
       params.variant.bias_dtype = kernel_dtype(bias.scalar_type());
@@ -59,10 +57,19 @@ struct KernelCall {
   }
 
   // Sequences in pages, see head_attention_paged; query [R, H, D].
-  KernelCall(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+  KernelCall(const Tensor& all_query, const Tensor& key, const Tensor& value, const Tensor& gates,
              const optional<Tensor>& rows, const optional<Tensor>& first, const Tensor& list, const Tensor& pages,
              const AttentionVariant& variant)
-      : KernelCall(query, gates, rows, first, variant) {
+      : KernelCall(all_query, gates, rows, first, variant) {
+    params.rows_per_batch = query.size(0);
+    params.page_size = key.size(1);
+    params.query.data = query.const_data_ptr();
+    for (int i = 0; i < 3; ++i) params.query.stride[i + 1] = query.stride(i);
+    describe(key, value);
+    if (query.is_cuda()) {
+      describe_on_device(list, pages);
+      return;
+    }
     const auto* const numbers = list.const_data_ptr<std::int64_t>();
     const auto* const table = pages.const_data_ptr<std::int32_t>();
     for (std::int64_t n = 0; n < list.size(0); ++n) {
@@ -71,27 +78,23 @@ struct KernelCall {
                            .keys = numbers[3 * n + 2],
                            .pages = table + n * pages.size(1)});
     }
-    params.rows_per_batch = query.size(0);
-    params.page_size = key.size(1);
-    params.query.data = query.const_data_ptr();
-    for (int i = 0; i < 3; ++i) params.query.stride[i + 1] = query.stride(i);
-    describe(key, value);
+    params.sequences = sequences.data();
+    params.num_sequences = list.size(0);
   }
 
   void choose(bool backward) {
-    const bool plain = params.variant.plain() && params.page_size == 0;
     backend = kernels::choose_backend({.dtype = params.dtype,
                                        .on_cpu = params.on_cpu,
                                        .head_dim = params.head_dim,
                                        .backward = backward,
-                                       .plain = plain},
+                                       .attention = &params},
                                       &reason);
   }
 
  private:
-  KernelCall(const Tensor& query, const Tensor& gates, const optional<Tensor>& rows, const optional<Tensor>& first,
+  KernelCall(const Tensor& all_query, const Tensor& gates, const optional<Tensor>& rows, const optional<Tensor>& first,
              const AttentionVariant& variant)
-      : selection(gates, rows, first) {
+      : selection(gates, rows, first), query(kernel_layout_of(all_query)) {
     params.selection = selection.view;
     params.num_heads = query.size(-2);
     params.head_dim = query.size(-1);
@@ -108,12 +111,25 @@ struct KernelCall {
     params.stream = current_stream(query);
     params.parallel = torch_parallel();
   }
-  void describe(const Tensor& key, const Tensor& value) {
+  void describe(const Tensor& all_key, const Tensor& all_value) {
+    key = kernel_layout_of(all_key);
+    value = kernel_layout_of(all_value);
     params.sequences = sequences.data();
     params.num_sequences = static_cast<std::int64_t>(sequences.size());
     params.num_kv_heads = key.size(2);
     fill(params.key, key);
     fill(params.value, value);
+  }
+  // What `list` holds stays on the GPU, where kernels read it: nothing waits.
+  void describe_on_device(const Tensor& list, const Tensor& pages) {
+    const Tensor none = at::zeros({list.size(0)}, list.options());
+    const Tensor place = at::arange(list.size(0), list.options()) * pages.size(1);
+    device_sequences = at::stack({none, list.select(1, 0), list.select(1, 1), list.select(1, 2), none, place}, 1);
+    params.num_sequences = list.size(0);
+    params.device_sequences = {.table = device_sequences.const_data_ptr<std::int64_t>(),
+                               .pages = pages.const_data_ptr<std::int32_t>(),
+                               .max_queries = query.size(0),
+                               .max_keys = pages.size(1) * key.size(1)};
   }
 };
 
@@ -136,6 +152,7 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
   const AttentionVariant variant = {causal, window, soft_cap, as_bias(bias), sink, scale};
   check_attention(query, key, value, gates, variant);
   if (has_kernels(query)) {
+    const auto device = on_device_of(query);
     KernelCall call(query, key, value, gates, rows, first, variant);
     call.choose(/*backward=*/false);
     if (call.backend != nullptr) {
@@ -143,7 +160,6 @@ std::tuple<Tensor, Tensor> head_attention_forward(const Tensor& query, const Ten
       const Tensor lse = at::empty(gates.sizes(), query.options().dtype(at::kFloat));
       fill(call.params.out, out);
       call.params.lse = lse.mutable_data_ptr<float>();
-      const c10::DeviceGuard device(query.device());
       call.backend->attention_forward(call.params);
       return {out, lse};
     }
@@ -162,6 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
   check_attention(query, key, value, gates, variant);
   const auto empty_bias_gradient = [&] { return at::empty({0}, lse.options()); };
   if (has_kernels(query)) {
+    const auto device = on_device_of(query);
     KernelCall call(query, key, value, gates, rows, first, variant);
     call.choose(/*backward=*/true);
     if (call.backend != nullptr) {
@@ -173,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
       const Tensor grad_bias =
           bias_gradient ? at::empty({query.size(0), query.size(2), query.size(1), key.size(1)}, lse.options())
                         : empty_bias_gradient();
-      const Tensor grad = grad_out.to(query.scalar_type());
+      const Tensor grad = kernel_layout_of(grad_out.to(query.scalar_type()));
       const Tensor lse_rows = lse.contiguous();
       fill(params.out_saved, out);
       fill(params.grad_out, grad);
@@ -186,7 +203,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> head_attention_backward(
         params.grad_bias.data = grad_bias.mutable_data_ptr<float>();
         for (int i = 0; i < 3; ++i) params.grad_bias.stride[i] = grad_bias.stride(i);
       }
-      const c10::DeviceGuard device(query.device());
       call.backend->attention_backward(params);
       return {grad_query, grad_key, grad_value, grad_gates, grad_bias};
     }
@@ -314,8 +330,10 @@ void check_paged(const Tensor& query, const Tensor& key, const Tensor& value, co
   MOH_CHECK(query.dim() == 3 && key.dim() == 4 && key.sizes() == value.sizes(), where,
             "query must be [R, H, D], key and value [P, page, Hkv, D], got ", query.sizes(), ", ", key.sizes(), " and ",
             value.sizes());
-  MOH_CHECK(query.is_cpu() && key.is_cpu() && value.is_cpu() && gates.is_cpu() && sequences.is_cpu() && pages.is_cpu(),
-            where, "tensors must be on the CPU");
+  const at::Device device = query.device();
+  MOH_CHECK((query.is_cpu() || query.is_cuda()) && key.device() == device && value.device() == device &&
+                gates.device() == device && sequences.device() == device && pages.device() == device,
+            where, "tensors must be on the CPU, or all on one CUDA device");
   MOH_CHECK(!variant.bias, where, "takes no bias");
   check_attention(query.unsqueeze(0), key.narrow(0, 0, 0).reshape({1, 0, key.size(2), key.size(3)}),
                   value.narrow(0, 0, 0).reshape({1, 0, key.size(2), key.size(3)}), gates.unsqueeze(0), variant);
@@ -327,6 +345,7 @@ void check_paged(const Tensor& query, const Tensor& key, const Tensor& value, co
                 pages.is_contiguous(),
             where, "pages must be contiguous int32 [N, pages], N = ", sequences.size(0), ", got ", pages.scalar_type(),
             " ", pages.sizes());
+  if (!query.is_cpu()) return;  // looking at the contents would wait for the device
   const auto* const numbers = sequences.const_data_ptr<std::int64_t>();
   const auto* const table = pages.const_data_ptr<std::int32_t>();
   for (std::int64_t n = 0; n < sequences.size(0); ++n) {
@@ -347,6 +366,7 @@ Tensor paged(const Tensor& query, const Tensor& key, const Tensor& value, const 
              const Tensor& pages, const optional<Tensor>& rows, const optional<Tensor>& first,
              const AttentionVariant& variant) {
   check_paged(query, key, value, gates, sequences, pages, variant);
+  const auto device = on_device_of(query);
   const Tensor out = at::zeros(query.sizes(), query.options());
   KernelCall call(query, key, value, gates, rows, first, sequences, pages, variant);
   call.choose(/*backward=*/false);
@@ -358,6 +378,7 @@ Tensor paged(const Tensor& query, const Tensor& key, const Tensor& value, const 
     call.backend->attention_forward(call.params);
     return out;
   }
+  MOH_CHECK(query.is_cpu(), "[head_attention_paged] no kernel for a GPU: ", call.reason);
   tell_composite(query, call.reason);
   for (std::size_t n = 0; n < call.sequences.size(); ++n) {
     const kernels::Sequence& sequence = call.sequences[n];

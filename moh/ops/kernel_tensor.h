@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <optional>
 
@@ -42,5 +43,17 @@ inline std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
 
 // Contiguous fp32, without gradient.
 at::Tensor kernel_gates_of(const at::Tensor& gates);
+
+// The tensor as kernels of its device read it: those of a GPU want rows that begin at multiples of 16 bytes and are
+// dense in the last axis. A copy where it lies otherwise.
+at::Tensor kernel_layout_of(const at::Tensor& tensor);
+
+// While it lives, the GPU of the tensor is the current one.
+inline c10::OptionalDeviceGuard on_device_of(const at::Tensor& tensor) {
+  return c10::OptionalDeviceGuard(tensor.is_cuda() ? std::optional(tensor.device()) : std::nullopt);
+}
+
+// The queue of a GPU (a CUstream) on which torch's own kernels run at the moment; nullptr for tensors on the CPU.
+void* current_stream(const at::Tensor& tensor);
 
 }  // namespace moh::ops

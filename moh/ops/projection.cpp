@@ -7,6 +7,7 @@
 
 #include "moh/base/error.h"
 #include "moh/kernels/backend.h"
+#include "moh/kernels/gpu/backend.h"
 #include "moh/ops/kernel_tensor.h"
 #include "moh/ops/linear.h"
 #include "moh/ops/parallel.h"
@@ -70,22 +71,34 @@ struct Choice {
   bool all_selected = false;
 };
 
-Choice choose(Projection projection, const Tensor& a, const kernels::Selection& selection, const Sizes& sizes) {
-  Choice choice;
-  if (!a.is_cpu()) {  // no backend has a kernel for it
-    if (a.is_cuda()) {
-      TORCH_WARN_ONCE("moh's projections are LibTorch's dense products on a GPU: no kernel skips heads there");
-    }
-    return choice;
+// On a GPU, where nobody waits to learn the share of heads, kernels run if they are asked for.
+Choice choose_on_gpu(const kernels::ProjectionParams& params) {
+  const kernels::CallTraits call = {.dtype = params.dtype,
+                                    .on_cpu = false,
+                                    .head_dim = params.head_dim,
+                                    .kernel = kernels::Kernel::kProjection,
+                                    .projection = &params};
+  std::string reason;
+  const Choice choice = {.backend = kernels::choose_backend(call, &reason)};
+  if (choice.backend == nullptr) {
+    TORCH_WARN_ONCE("moh's projections are LibTorch's dense products, which skip no head: ", reason);
   }
+  return choice;
+}
+
+Choice choose(Projection projection, const Tensor& a, const kernels::ProjectionParams& params) {
+  if (a.is_cuda()) return choose_on_gpu(params);
+  if (!a.is_cpu()) return {};  // no backend has a kernel for it
+  Choice choice;
+  const kernels::Selection& selection = params.selection;
   const std::int64_t active = selection.total(), all = selection.num_rows * selection.num_heads;
   choice.all_selected = active == all;
-  const kernels::CallTraits call = {kernel_dtype(a.scalar_type()), true, sizes.head_dim, false,
-                                    kernels::Kernel::kProjection};
+  const kernels::CallTraits call = {
+      .dtype = params.dtype, .head_dim = params.head_dim, .kernel = kernels::Kernel::kProjection};
   const auto* backend = kernels::choose_backend(call, nullptr);
   const double share = all == 0 ? 0 : static_cast<double>(active) / static_cast<double>(all);
-  if (backend != nullptr && (!backend->automatic() || skipping_pays(projection, backend->name, sizes.rows,
-                                                                    sizes.head_dim, share, a.scalar_type()))) {
+  if (backend != nullptr && (!backend->automatic() || skipping_pays(projection, backend->name, selection.num_rows,
+                                                                    params.head_dim, share, a.scalar_type()))) {
     choice.backend = backend;
   }
   return choice;
@@ -97,6 +110,8 @@ kernels::ProjectionParams make_params(const Sizes& sizes, const Tensor& a, const
   p.head_dim = sizes.head_dim;
   p.width = sizes.width;
   p.dtype = kernel_dtype(a.scalar_type());
+  p.on_cpu = a.is_cpu();
+  p.stream = current_stream(a);
   p.parallel = torch_parallel();
   return p;
 }
@@ -115,16 +130,17 @@ Tensor project_heads_forward(const Tensor& x, const Tensor& weight, const option
   auto shape = gates.sizes().vec();
   shape.push_back(sizes.head_dim);
   const KernelSelection selection(gates, rows_of_heads, first_of_heads);
-  const Choice choice = choose(Projection::kValues, x, selection.view, sizes);
+  const auto device = on_device_of(x);
+  auto p = make_params(sizes, x, selection.view);
+  set_weight(p, weight, false);
+  const Choice choice = choose(Projection::kValues, x, p);
   if (choice.backend == nullptr) {
     const Tensor heads = moh::ops::linear(x, weight, bias).reshape(shape);
     return choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
   }
-  const Tensor rows = x.reshape({sizes.rows, sizes.width});
+  const Tensor rows = kernel_layout_of(x.reshape({sizes.rows, sizes.width}));
   const Tensor out = at::empty({sizes.rows, sizes.heads, sizes.head_dim}, x.options());
-  auto p = make_params(sizes, x, selection.view);
   fill(p.x, rows);
-  set_weight(p, weight, false);
   const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
   if (bias) p.bias = plain_bias.const_data_ptr();
   fill(p.out, out);
@@ -138,16 +154,18 @@ Tensor combine_heads_forward(const Tensor& heads, const Tensor& weight, const op
   auto shape = gates.sizes().vec();
   shape.back() = sizes.width;
   const KernelSelection selection(gates, rows_of_heads, first_of_heads);
-  const Choice choice = choose(Projection::kValues, heads, selection.view, sizes);
+  const auto device = on_device_of(heads);
+  auto p = make_params(sizes, heads, selection.view);
+  set_weight(p, weight, true);
+  const bool dense = heads.is_cuda() && sizes.rows > kernels::gpu::most_combined_rows();
+  const Choice choice = dense ? Choice() : choose(Projection::kValues, heads, p);
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
     return moh::ops::linear(selected.flatten(-2), weight, bias);
   }
-  const Tensor rows = heads.reshape({sizes.rows, sizes.heads, sizes.head_dim});
+  const Tensor rows = kernel_layout_of(heads.reshape({sizes.rows, sizes.heads, sizes.head_dim}));
   const Tensor out = at::empty({sizes.rows, sizes.width}, heads.options());
-  auto p = make_params(sizes, heads, selection.view);
   fill(p.heads, rows);
-  set_weight(p, weight, true);
   const Tensor plain_bias = bias ? bias->contiguous() : Tensor();
   if (bias) p.bias = plain_bias.const_data_ptr();
   p.out.data = out.mutable_data_ptr();
@@ -167,19 +185,21 @@ Tensor head_weight_gradient(const Tensor& heads, const Tensor& x, const Tensor& 
   const std::int64_t num_heads = heads.size(-2), width = x.size(-1);
   const Sizes sizes = {num_heads == 0 ? 0 : gates.numel() / num_heads, num_heads, heads.size(-1), width};
   const KernelSelection selection(gates, rows_of_heads, first_of_heads);
-  const Choice choice = choose(Projection::kWeightGradient, heads, selection.view, sizes);
+  const auto device = on_device_of(heads);
+  auto p = make_params(sizes, heads, selection.view);
+  const Choice choice = choose(Projection::kWeightGradient, heads, p);
   const Tensor x_rows = x.reshape({sizes.rows, width});
   if (choice.backend == nullptr) {
     const Tensor selected = choice.all_selected ? heads : heads.masked_fill(gates.eq(0).unsqueeze(-1), 0);
     const Tensor head_rows = selected.reshape({sizes.rows, num_heads * sizes.head_dim});
     return transposed ? at::matmul(x_rows.t(), head_rows) : at::matmul(head_rows.t(), x_rows);
   }
-  const Tensor head_rows = heads.reshape({sizes.rows, num_heads, sizes.head_dim});
+  const Tensor head_rows = kernel_layout_of(heads.reshape({sizes.rows, num_heads, sizes.head_dim}));
+  const Tensor kernel_rows = kernel_layout_of(x_rows);
   const std::int64_t columns = num_heads * sizes.head_dim;
   const Tensor out = transposed ? at::empty({width, columns}, x.options()) : at::empty({columns, width}, x.options());
-  auto p = make_params(sizes, heads, selection.view);
   fill(p.heads, head_rows);
-  fill(p.x, x_rows);
+  fill(p.x, kernel_rows);
   const std::int64_t head_stride = out.stride(transposed ? 1 : 0);
   p.out.data = out.mutable_data_ptr();
   p.out.stride[0] = head_stride * sizes.head_dim;

@@ -66,8 +66,8 @@ def reason_against(query: Tensor) -> str:
 
 
 def wanted_on_cpu() -> bool:
-    """Tensors on the CPU run in Triton's interpreter if somebody asks for that: MOH_BACKEND=cuda with TRITON_INTERPRET=1."""
-    return os.environ.get("MOH_BACKEND") == "cuda" and os.environ.get("TRITON_INTERPRET") == "1"
+    """Tensors on the CPU run in Triton's interpreter if somebody asks for that: MOH_BACKEND=triton with TRITON_INTERPRET=1."""
+    return os.environ.get("MOH_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _need(condition: bool, text: str) -> None:

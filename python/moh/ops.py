@@ -109,7 +109,7 @@ def _kernel_of(query: Tensor, variant: Variant, backward: bool) -> str:
         if not reason:
             return "triton"
         if gpu.wanted_on_cpu() and query.dtype != torch.float64:
-            raise RuntimeError(f"[backend] `cuda` cannot run: {reason}")
+            raise RuntimeError(f"[backend] `triton` cannot run: {reason}")
     else:
         reason = unavailable_reason()
         reason = reason or (torch.ops.moh_kernels.attention_reason(query, variant.plain(), backward) if query.dtype != torch.float64 else "")

@@ -27,11 +27,23 @@ class BackendTest : public testing::TestWithParam<std::string> {
     backend_->attention_backward(params);
     wait_for_device();
   }
+  bool on_gpu() const { return std::string(backend_->name) == "triton"; }
   bool takes(moh::kernels::DType dtype) const {
     moh::kernels::CallTraits call;
     call.dtype = dtype;
-    call.on_cpu = std::string(backend_->name) != "cuda";
+    call.on_cpu = !on_gpu();
     return backend_->unsupported_reason(call).empty();
+  }
+  // Kernels for GPUs are built for some calls alone, which others are asked first.
+  bool takes(moh::kernels::HeadAttentionParams& params, bool backward = false) const {
+    params.on_cpu = !on_gpu();
+    return backend_
+        ->unsupported_reason({.dtype = params.dtype,
+                              .on_cpu = params.on_cpu,
+                              .head_dim = params.head_dim,
+                              .backward = backward,
+                              .attention = &params})
+        .empty();
   }
   // Where the dtype makes no difference.
   moh::kernels::DType some_dtype() const {

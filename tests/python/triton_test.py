@@ -13,7 +13,7 @@ import tempfile
 import warnings
 
 if "--inside-compiler" not in sys.argv:
-    os.environ |= {"TRITON_INTERPRET": "1", "MOH_BACKEND": "cuda"}  # tensors on the CPU run in the interpreter
+    os.environ |= {"TRITON_INTERPRET": "1", "MOH_BACKEND": "triton"}  # tensors on the CPU run in the interpreter
 os.environ.setdefault("MOH_LIBRARY", "/nowhere/_moh.so")  # the package's own operators, without CPU kernels
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "python"))

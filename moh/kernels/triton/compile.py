@@ -1,9 +1,9 @@
 """What the compiler makes of the kernels, without a GPU, as a table for docs/cuda.md. For each architecture: registers of a
 thread, bytes it spills (stores and loads), KB of shared memory of a block, blocks that an SM holds at once.
 
-    python compile.py [--arch 80,90,100] [--only REGEX] [--jobs N]
+    python compile.py [--ahead] [--arch 80,90,100] [--only REGEX] [--jobs N]
 
-Needs triton alone. The variants are a fixed table (below), with arguments as C++ would pass them: strides of 64 bits, tensors
+Needs triton alone. The variants are fixed tables (below), with arguments as C++ passes them: strides of 64 bits, tensors
 that begin at 16 bytes. Python compiles whatever a call needs (launch.py)."""
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Variant(NamedTuple):
     kernel: str
     dtype: str = "fp32"
     head: int = 64
-    mask: str = "full"  # full, causal, window
+    mask: str = ""  # full, causal, window; "": any of them, as tile.py says
     extra: str = ""  # "", bias, soft_cap
     sequences: str = ""  # "", sequences, pages
     few: bool = False
     transposed: bool = False  # projections: the weight's elements lie side by side along d, not c
     grad_bias: bool = False
+    exact: bool = False  # fp32: three tf32 products each
 
     def name(self) -> str:
         parts = [self.kernel, self.dtype, f"d{self.head}"]
@@ -65,6 +66,7 @@ class Variant(NamedTuple):
 
 _FP32 = {"gates", "lse", "sink", "grad_gates", "grad_bias", "parts", "stats"}
 _INT32 = {"rows", "counts", "before", "pages"}
+_FROM_TORCH = {"gates", "lse", "sink", "bias", "grad_gates", "grad_bias", "sequences", "pages"}  # may begin anywhere
 _ANY_STRIDE = re.compile(r"^(b|db)_")  # of the bias; all others are those of heads, which begin at 16 bytes
 _STRIDE = re.compile(r"^(q|k|v|o|g|b|dq|dk|dv|db|x|w|a)_[a-z]$")
 
@@ -77,16 +79,17 @@ def sizes_of(variant: Variant, arch: int) -> dict[str, int]:
     """Tiles, warps and stages."""
     tiles = _package()[5]
     rows = 16 if variant.few else 1 << 20
-    return tiles.tiles(variant.kernel, DTYPES[variant.dtype][1], variant.head, arch, rows, bias=variant.extra == "bias")
+    return tiles.tiles(variant.kernel, DTYPES[variant.dtype][1], variant.head, arch, rows, bias=variant.extra == "bias",
+                       exact=variant.exact)
 
 
 def constants_of(variant: Variant, names: list[str], arch: int) -> dict[str, object]:
     _, _, _, lists, _, tiles = _package()
     known = {
-        "CAUSAL": variant.mask != "full", "WINDOW": variant.mask == "window", "SOFT_CAP": variant.extra == "soft_cap", "SINK": True,
-        "BIAS": variant.extra == "bias" or not variant.kernel.startswith("attention"), "GRAD_BIAS": variant.grad_bias,
+        "CAUSAL": variant.mask != "full", "WINDOW": variant.mask in ("window", ""), "SOFT_CAP": variant.extra == "soft_cap",
+        "BIAS": variant.extra == "bias", "GRAD_BIAS": variant.grad_bias,
         "SEQUENCES": bool(variant.sequences), "PAGED": variant.sequences == "pages", "SKIP": variant.few,
-        "PRECISION": "tf32" if variant.dtype == "fp32" else "ieee", "SPLIT": tiles.SPLIT, "STEP": lists.STEP,
+        "PRECISION": "ieee" if variant.dtype != "fp32" else "tf32x3" if variant.exact else "tf32", "SPLIT": tiles.SPLIT, "STEP": lists.STEP,
         "BLOCK_D": variant.head, **sizes_of(variant, arch)}
     constants = {name: known[name] for name in names if name in known}
     if "BIAS" in names and not known["BIAS"]:
@@ -102,6 +105,44 @@ def constants_of(variant: Variant, names: list[str], arch: int) -> dict[str, obj
     return constants
 
 
+class Parameter(NamedTuple):
+    """What a launch passes: in this order, and nothing else but two null pointers behind the last (Triton's scratch)."""
+
+    name: str
+    type: str  # as Triton spells it
+    divisor: int  # of which the value is a multiple, an address in bytes
+
+
+def parameters_of(variant: Variant, arch: int) -> list[Parameter]:
+    names = function_of(variant).arg_names
+    constants = constants_of(variant, names, arch)
+    pointer, size = DTYPES[variant.dtype]
+    parameters = []
+    for name in names:
+        divisor = 1
+        if name in constants:
+            continue
+        if name in _INT32:
+            kind = "*i32"
+        elif name == "sequences":
+            kind = "*i64"
+        elif name in _FP32 or (name == "bias" and variant.kernel.startswith("attention")):
+            kind = "*fp32"
+        elif name in ("scale", "soft_cap"):
+            kind = "fp32"
+        elif _STRIDE.match(name):
+            kind, divisor = "i64", 1 if _ANY_STRIDE.match(name) else 16 // size
+        elif name in ("queries", "keys", "total_rows", "rows_per_batch", "num_rows", "num_heads", "group", "head_dim", "page_size",
+                      "window", "few", "steps", "num_parts", "width", "sinks", "biased"):
+            kind, divisor = "i32", 16 // size if name in ("head_dim", "width") else 1
+        else:
+            kind = pointer
+        if kind.startswith("*") and name not in _FROM_TORCH:
+            divisor = 16
+        parameters.append(Parameter(name, kind, divisor))
+    return parameters
+
+
 def compile_variant(variant: Variant, arch: int):
     """The compiled kernel."""
     import triton
@@ -109,38 +150,17 @@ def compile_variant(variant: Variant, arch: int):
     from triton.compiler import ASTSource
 
     function = function_of(variant)
-    constants = constants_of(variant, function.arg_names, arch)
-    pointer, size = DTYPES[variant.dtype]
+    parameters = {p.name: p for p in parameters_of(variant, arch)}
     signature, attributes = {}, {}
     for place, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        divisible = 0
-        if name in _INT32:
-            signature[name] = "*i32"
-        elif name == "sequences":
-            signature[name] = "*i64"
-        elif name in _FP32 or (name == "bias" and variant.kernel.startswith("attention")):
-            signature[name] = "*fp32"
-        elif name in ("scale", "soft_cap"):
-            signature[name] = "fp32"
-        elif _STRIDE.match(name):
-            signature[name], divisible = "i64", 0 if _ANY_STRIDE.match(name) else 16 // size
-        elif name in ("queries", "keys", "total_rows", "rows_per_batch", "num_rows", "num_heads", "group", "head_dim", "page_size",
-                      "window", "few", "steps", "num_parts", "width"):
-            signature[name], divisible = "i32", 16 // size if name in ("head_dim", "width") else 0
-        else:
-            signature[name] = pointer
-        if signature[name].startswith("*"):
-            divisible = 16
-        if divisible:
-            attributes[(place,)] = [["tt.divisibility", divisible]]
+        signature[name] = parameters[name].type if name in parameters else "constexpr"
+        if name in parameters and parameters[name].divisor > 1:
+            attributes[(place,)] = [["tt.divisibility", parameters[name].divisor]]
     options = {name: size for name, size in sizes_of(variant, arch).items() if name.startswith("num_")}
     options["enable_fp_fusion"] = True
+    constants = constants_of(variant, function.arg_names, arch)
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return kernel
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def table() -> list[Variant]:
@@ -157,6 +177,28 @@ def table() -> list[Variant]:
         for kernel, transposed in itertools.product(("project_heads", "combine_heads"), (False, True)):
             variants += [Variant(kernel, dtype, head, few=few, transposed=transposed) for few in (False, True)]
         variants += [Variant("weight_gradient", dtype, head, transposed=transposed) for transposed in (False, True)]
+    return variants
+
+
+def ahead_of_time() -> list[Variant]:
+    """What a build of the C++ library compiles (archive.py): each kernel once for all masks, with sinks or without, and of a
+    bias, a soft cap and nothing one at a time, fp16 with nothing alone. Sequences are batches, or lie in pages (forward)."""
+    variants = [Variant("list_rows", sequences=s) for s in ("", "pages")]
+    for dtype, head in itertools.product(DTYPES, HEADS):
+        exact = dtype == "fp32"
+        for extra in ("", "bias", "soft_cap") if dtype != "fp16" else ("",):
+            variants += [Variant(kernel, dtype, head, extra=extra, exact=exact) for kernel in
+                         ("attention_forward", "attention_decode", "attention_backward_rows", "attention_backward_keys")]
+            if extra == "bias":
+                variants.append(Variant("attention_backward_rows", dtype, head, extra=extra, grad_bias=True, exact=exact))
+            else:
+                variants += [Variant(kernel, dtype, head, extra=extra, sequences="pages", exact=exact) for kernel in
+                             ("attention_forward", "attention_decode")]
+        variants += [Variant("attention_join", dtype, head, sequences=s, exact=exact) for s in ("", "pages")]
+        for transposed in (False, True):
+            variants += [Variant("project_heads", dtype, head, few=few, transposed=transposed, exact=exact) for few in (False, True)]
+            variants.append(Variant("combine_heads", dtype, head, few=True, transposed=transposed, exact=exact))
+            variants.append(Variant("weight_gradient", dtype, head, transposed=transposed, exact=exact))
     return variants
 
 
@@ -201,10 +243,11 @@ def resources_of(job: tuple[Variant, int]) -> Resources:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default=",".join(map(str, ARCHS)))
+    parser.add_argument("--ahead", action="store_true", help="the variants of a build of the C++ library instead")
     parser.add_argument("--only", default="", help="variants whose name matches this regular expression")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    chosen = [v for v in table() if re.search(options.only, v.name())]
+    chosen = [v for v in (ahead_of_time() if options.ahead else table()) if re.search(options.only, v.name())]
     archs = [int(arch) for arch in options.arch.split(",")]
     with ProcessPoolExecutor(options.jobs) as pool:
         results = pool.map(resources_of, [(v, arch) for v in chosen for arch in archs])

@@ -58,10 +58,10 @@ def attention_decode(query, key, value, bias, gates, parts, stats, sequences, pa
     tl.store(stats + at * 2 + 1, total, mask=active)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "rows_per_batch", "window", "few", "num_parts"])
+@triton.jit(do_not_specialize=["queries", "keys", "rows_per_batch", "window", "few", "num_parts", "sinks"])
 def attention_join(parts, stats, gates, sink, out, lse, sequences, o_b, o_t, o_h, queries, keys, rows_per_batch, num_heads,
-                   head_dim, window, few, num_parts, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SINK: tl.constexpr,
-                   SEQUENCES: tl.constexpr, SPLIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+                   head_dim, window, few, num_parts, sinks, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SEQUENCES: tl.constexpr,
+                   SPLIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     """One program: one row and head."""
     t, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, first_query, length, num_keys, _, _ = sequence_of(n, sequences, queries, keys, SEQUENCES)
@@ -89,13 +89,13 @@ def attention_join(parts, stats, gates, sink, out, lse, sequences, o_b, o_t, o_h
         acc = acc * shrink + tl.sum(weight[:, None] * values, 0)
         total = total * shrink + tl.sum(weight * sums, 0)
         maximum = higher
-    if SINK:
-        extra = tl.load(sink + h) * LOG2E
-        higher = tl.maximum(maximum, extra)
-        shrink = tl.exp2(maximum - higher)
-        acc *= shrink
-        total = total * shrink + tl.where((gate != 0) & (end > first), tl.exp2(extra - higher), 0.0)
-        maximum = higher
+    extra = tl.load(sink + h, mask=h < sinks, other=float("-inf")) * LOG2E
+    higher = tl.maximum(maximum, extra)
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    shrink = tl.exp2(maximum - base)
+    acc *= shrink
+    total = total * shrink + tl.where((gate != 0) & (end > first), tl.exp2(extra - base), 0.0)
+    maximum = higher
     none = total == 0
     divisor = tl.where(none, 1.0, total)
     result = tl.where(none, 0.0, acc * (gate / divisor))

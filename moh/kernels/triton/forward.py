@@ -47,14 +47,14 @@ def attend(acc, maximum, total, q, start, stop, first, end, key_base, value_base
     return acc, maximum, total
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "total_rows", "rows_per_batch", "page_size", "window", "few"])
+@triton.jit(do_not_specialize=["queries", "keys", "total_rows", "rows_per_batch", "page_size", "window", "few", "sinks"])
 def attention_forward(query, key, value, bias, gates, sink, out, lse, rows, counts, sequences, pages,
                       q_b, q_t, q_h, k_b, k_s, k_h, v_b, v_s, v_h, o_b, o_t, o_h, b_b, b_h, b_t, b_s,
                       queries, keys, total_rows, rows_per_batch, num_heads, group, head_dim, page_size, window, scale, soft_cap,
-                      few, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, SINK: tl.constexpr,
-                      BIAS: tl.constexpr, SEQUENCES: tl.constexpr, PAGED: tl.constexpr, PRECISION: tl.constexpr,
+                      few, sinks, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, BIAS: tl.constexpr,
+                      SEQUENCES: tl.constexpr, PAGED: tl.constexpr, PRECISION: tl.constexpr,
                       BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Sequences of up to `few` queries are left to decode.py."""
+    """Sequences of up to `few` queries are left to decode.py. sinks: heads that have one, all or none."""
     block, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, first_query, length, num_keys, first_key, table = sequence_of(n, sequences, queries, keys, SEQUENCES)
     if (block * BLOCK_M >= length) | (length <= few):
@@ -99,13 +99,13 @@ def attention_forward(query, key, value, bias, gates, sink, out, lse, rows, coun
                                  k_b, k_s, v_b, v_s, bias_rows, b_s, num_keys, head_dim, page_size, scale, soft_cap, True,
                                  PAGED, SOFT_CAP, BIAS, PRECISION, BLOCK_N, BLOCK_D)
 
-    if SINK:
-        extra = tl.load(sink + h) * LOG2E
-        higher = tl.maximum(maximum, extra)
-        shrink = tl.exp2(maximum - higher)
-        acc *= shrink[:, None]
-        total = total * shrink + tl.where(end > first, tl.exp2(extra - higher), 0.0)
-        maximum = higher
+    extra = tl.load(sink + h, mask=h < sinks, other=float("-inf")) * LOG2E
+    higher = tl.maximum(maximum, extra)
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    shrink = tl.exp2(maximum - base)
+    acc *= shrink[:, None]
+    total = total * shrink + tl.where(end > first, tl.exp2(extra - base), 0.0)
+    maximum = higher
     gate = tl.load(gates + stat_at, mask=active, other=0.0)
     factor = tl.where(active & (total != 0), gate / tl.where(total == 0, 1.0, total), 0.0)
     result = tl.where(active[:, None], acc * factor[:, None], 0.0)  # NaN may stand in rows that are not active

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backward, decode, forward, lists, projection
-from .tiles import FEW, SPLIT, block_d, tiles
+from .tiles import FEW, FEW_ROWS, SPLIT, block_d, tiles
 
 INTERPRETED = type(lists.list_rows).__name__ == "InterpretedFunction"
 MAX_HEAD_DIM = 256
@@ -133,8 +133,8 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor, gates: Tensor, 
     options = _options(query, head_dim)
     if bias is not None:
         bias = bias.expand(batch, heads, length, key.shape[1])
-    if sink is not None:
-        sink = sink.float().contiguous()
+    num_sinks = 0 if sink is None else heads
+    sinks = gates if sink is None else sink.float().contiguous()  # not read if there are none
     paged = sequences is not None and sequences.pages is not None
     table, pages = (sequences.table, sequences.pages) if sequences else (None, None)
     page_size = sequences.page_size if sequences else 1
@@ -156,16 +156,16 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor, gates: Tensor, 
             query, key, value, bias, gates, partial, stats, table, pages, *strides, *_strides(bias, 4), length, key.shape[1], length,
             heads, group, head_dim, page_size, window, scale, soft_cap, few, SPLIT=SPLIT, **variant, **chosen)
         decode.attention_join[(few, heads, num)](
-            partial, stats, gates, sink, out, lse, table, *_strides(out, 3), length, key.shape[1], length, heads, head_dim, window, few,
-            parts, SINK=sink is not None, SPLIT=SPLIT, **flags, **options.of("attention_join"))
+            partial, stats, gates, sinks, out, lse, table, *_strides(out, 3), length, key.shape[1], length, heads, head_dim, window, few,
+            parts, num_sinks, SPLIT=SPLIT, **flags, **options.of("attention_join"))
         if longest <= FEW:
             return out, lse
     found = list_rows(gates, length, num, sequences)
     chosen = options.of("attention_forward", bias=bias is not None)
     forward.attention_forward[(-(-longest // chosen["BLOCK_M"]), heads, num)](
-        query, key, value, bias, gates, sink, out, lse, found.rows, found.counts, table, pages, *strides, *_strides(out, 3),
+        query, key, value, bias, gates, sinks, out, lse, found.rows, found.counts, table, pages, *strides, *_strides(out, 3),
         *_strides(bias, 4), length, key.shape[1], batch * length, length, heads, group, head_dim, page_size, window, scale, soft_cap,
-        FEW, SINK=sink is not None, **variant, **chosen)
+        FEW, num_sinks, **variant, **chosen)
     return out, lse
 
 
@@ -233,8 +233,8 @@ def project_heads(x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None 
     options = _options(x, head_dim)
     chosen = options.of("project_heads", num_rows)
     projection.project_heads[(-(-num_rows // chosen["BLOCK_M"]), heads)](
-        x, weight, bias if bias is None else bias.contiguous(), found.rows, found.counts, out, x.stride(0), *weight.stride(),
-        *_strides(out, 2), num_rows, width, head_dim, BIAS=bias is not None, PRECISION=options.precision, BLOCK_D=block_d(head_dim),
+        x, weight, x if bias is None else bias.contiguous(), found.rows, found.counts, out, x.stride(0), *weight.stride(),
+        *_strides(out, 2), num_rows, width, head_dim, int(bias is not None), PRECISION=options.precision, BLOCK_D=block_d(head_dim),
         **chosen)
     return out
 
@@ -250,8 +250,8 @@ def combine_heads(heads: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | N
     options = _options(heads, head_dim)
     chosen = options.of("combine_heads", num_rows)
     projection.combine_heads[(-(-width // chosen["BLOCK_N"]), -(-num_rows // chosen["BLOCK_M"]))](
-        heads, weight, bias if bias is None else bias.contiguous(), gates.float().contiguous(), out, *_strides(heads, 2),
-        *weight.stride(), out.stride(0), num_rows, num_heads, width, head_dim, BIAS=bias is not None, SKIP=num_rows <= 64,
+        heads, weight, heads if bias is None else bias.contiguous(), gates.float().contiguous(), out, *_strides(heads, 2),
+        *weight.stride(), out.stride(0), num_rows, num_heads, width, head_dim, int(bias is not None), SKIP=num_rows <= FEW_ROWS,
         PRECISION=options.precision, BLOCK_D=block_d(head_dim), **chosen)
     return out
 

@@ -15,9 +15,9 @@ import triton.language as tl
 from .tile import product
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def project_heads(x, weight, bias, rows, counts, out, x_r, w_h, w_d, w_c, o_r, o_h, num_rows, width, head_dim,
-                  BIAS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+@triton.jit(do_not_specialize=["num_rows", "biased"])
+def project_heads(x, weight, bias, rows, counts, out, x_r, w_h, w_d, w_c, o_r, o_h, num_rows, width, head_dim, biased,
+                  PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
                   BLOCK_D: tl.constexpr):
     """One program: BLOCK_M rows of the list of one head, all of the head."""
     block, h = tl.program_id(0), tl.program_id(1)
@@ -39,14 +39,13 @@ def project_heads(x, weight, bias, rows, counts, out, x_r, w_h, w_d, w_c, o_r, o
         w_at = weight + h.to(tl.int64) * w_h + c.to(tl.int64)[:, None] * w_c + d.to(tl.int64)[None, :] * w_d
         w = tl.load(w_at, mask=(c < width)[:, None] & in_head[None, :], other=0.0)
         acc = product(a, w, acc, PRECISION)
-    if BIAS:
-        acc += tl.load(bias + h * head_dim + d, mask=in_head, other=0.0).to(tl.float32)[None, :]
+    acc += tl.load(bias + h * head_dim + d, mask=d < biased * head_dim, other=0.0).to(tl.float32)[None, :]
     tl.store(o_at, tl.where(active[:, None], acc, 0.0).to(out.dtype.element_ty), mask=written)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "biased"])
 def combine_heads(heads, weight, bias, gates, out, a_r, a_h, w_h, w_d, w_c, o_r, num_rows, num_heads, width, head_dim,
-                  BIAS: tl.constexpr, SKIP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+                  biased, SKIP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     """One program: BLOCK_M rows, BLOCK_N columns of the result, one head after the other. SKIP: with a look whether any row
     uses the head, which a loop of large tiles is better without."""
@@ -68,8 +67,7 @@ def combine_heads(heads, weight, bias, gates, out, a_r, a_h, w_h, w_d, w_c, o_r,
             a = tl.load(a_at, mask=active[:, None] & in_head[None, :], other=0.0)
             w = tl.load(w_at, mask=in_head[:, None] & (c < width)[None, :], other=0.0)
             acc = product(a, w, acc, PRECISION)
-    if BIAS:
-        acc += tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[None, :]
+    acc += tl.load(bias + c, mask=c < biased * width, other=0.0).to(tl.float32)[None, :]
     tl.store(out + r[:, None] * o_r + c[None, :], acc.to(out.dtype.element_ty), mask=(r < num_rows)[:, None] & (c < width)[None, :])
 
 

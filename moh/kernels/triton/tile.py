@@ -7,7 +7,7 @@ A call has N sequences. Where all of them are equally long and sequence n is bat
 
 With PAGED key s is (pages[s / page_size], s % page_size) of key and value, else (batch, first key + s). A query t of T
 stands at position t + S - T of S keys and, with CAUSAL, sees the keys up to there, with WINDOW only the last `window` of
-these."""
+these. A negative window means all keys: what is compiled with CAUSAL and WINDOW serves every mask."""
 
 import os
 
@@ -47,6 +47,8 @@ def visible(t, queries, keys, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
         end = tl.minimum(tl.maximum(t + keys - queries + 1, 0), keys)
         if WINDOW:
             first = tl.minimum(tl.maximum(t + keys - queries + 1 - window, 0), keys)
+            if window < 0:
+                first, end = t * 0, t * 0 + keys
     return first, end
 
 

@@ -6,6 +6,7 @@ import math
 
 SPLIT = 512  # keys of one part in decoding
 FEW = 4  # sequences of up to so many queries are decoded
+FEW_ROWS = 64  # projections of up to so many rows have small tiles
 JOIN = 16  # parts that attention_join reads at once
 LIST_BLOCK = 2048
 
@@ -59,7 +60,7 @@ def tiles(kernel: str, element_size: int, head_dim: int, arch: int, rows: int = 
         if kernel == "attention_backward_keys" and arch >= 100 and sizes == (32, 128, 8, 2) and d == 128:
             sizes = (64, 64, 8, 2)  # tcgen05 wants other registers
         return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), sizes))
-    large, few = d > 128, rows <= 64
+    large, few = d > 128, rows <= FEW_ROWS
     if kernel == "list_rows":
         return {"BLOCK": LIST_BLOCK, "num_warps": 8, "num_stages": 1}
     if kernel == "attention_decode":

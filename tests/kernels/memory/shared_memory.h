@@ -1,5 +1,5 @@
-// Memory that kernels of every backend can read and write: plain memory, or, in a build with the CUDA kernels on a
-// machine with a GPU, memory that CPU and GPU share. So one test serves all backends.
+// Memory that kernels of every backend can read and write: plain memory, or, where kernels for GPUs are built and a GPU
+// is there, memory that CPU and GPU share. So one test serves all backends.
 #pragma once
 
 #include <cstddef>

@@ -1,3 +1,0 @@
-#include "tests/kernels/emulated_cuda/kernels.h"
-// clang-format off
-#include "moh/kernels/cuda/head_attention_backward.cu"
