@@ -16,7 +16,9 @@ if(moh_triton_version)
 else()
   set(MOH_TRITON_OFF_REASON "no python3 with the package triton was found (pip install triton; MOH_TRITON_PYTHON names one)")
 endif()
-option(MOH_TRITON "Compile the kernels for GPUs" ${moh_has_triton})
+if(NOT DEFINED MOH_TRITON)  # not kept: a triton that is installed later is found
+  set(MOH_TRITON ${moh_has_triton})
+endif()
 
 if(NOT MOH_TRITON)
   message(STATUS "GPU kernels are not built: ${MOH_TRITON_OFF_REASON}")

@@ -59,8 +59,6 @@ struct Variant {
   std::int64_t window;
   double soft_cap;
   std::optional<Tensor> bias, sink;  // expanded to [B, H, T, S]; fp32 [H]
-
-  bool plain() const { return window == 0 && soft_cap == 0 && !sink; }
 };
 
 // A call of the kernels, with what its pointers point to.
@@ -102,16 +100,12 @@ struct Call {
       p.variant.bias_dtype = dtype_of(*variant.bias);
     }
     std::string reason;
-    backend = moh::kernels::choose_backend(traits(query, variant.plain(), backward), &reason);
+    backend = moh::kernels::choose_backend(traits(query, backward), &reason);
     if (backend == nullptr) moh::fail("[head_attention] no kernel: ", reason);
   }
 
-  static moh::kernels::CallTraits traits(const Tensor& query, bool plain, bool backward) {
-    return {.dtype = dtype_of(query),
-            .on_cpu = query.is_cpu(),
-            .head_dim = query.size(3),
-            .backward = backward,
-            .plain = plain};
+  static moh::kernels::CallTraits traits(const Tensor& query, bool backward) {
+    return {.dtype = dtype_of(query), .on_cpu = query.is_cpu(), .head_dim = query.size(3), .backward = backward};
   }
 
  private:
@@ -122,11 +116,11 @@ struct Call {
 
 Tensor like(const Tensor& tensor) { return torch::stable::empty(tensor.sizes(), tensor.scalar_type()); }
 
-// Why no kernel computes such a query; empty: one does. plain: no window, soft cap or sink.
-std::string attention_reason(const Tensor& query, bool plain, bool backward) {
+// Why no kernel computes such a query; empty: one does.
+std::string attention_reason(const Tensor& query, bool backward) {
   if (!query.is_cpu()) return "this package has kernels for the CPU only";
   std::string reason;
-  const bool found = moh::kernels::choose_backend(Call::traits(query, plain, backward), &reason) != nullptr;
+  const bool found = moh::kernels::choose_backend(Call::traits(query, backward), &reason) != nullptr;
   return found ? "" : reason;
 }
 
@@ -170,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY(moh_kernels, m) {
-  m.def("attention_reason(Tensor query, bool plain, bool backward) -> str");
+  m.def("attention_reason(Tensor query, bool backward) -> str");
   m.def(
       "attention_forward(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? bias, bool causal, float scale, "
       "int window, float soft_cap, Tensor? sink) -> (Tensor out, Tensor lse)");

@@ -37,9 +37,6 @@ class Variant(NamedTuple):
     def factor(self, query: Tensor) -> float:
         return 1 / math.sqrt(query.shape[3]) if self.scale is None else self.scale
 
-    def plain(self) -> bool:
-        return self.window == 0 and self.soft_cap == 0 and self.sink is None
-
 
 def _check(query: Tensor, key: Tensor, value: Tensor, gates: Tensor, variant: Variant) -> None:
     bias, sink = variant.bias, variant.sink
@@ -112,7 +109,7 @@ def _kernel_of(query: Tensor, variant: Variant, backward: bool) -> str:
             raise RuntimeError(f"[backend] `triton` cannot run: {reason}")
     else:
         reason = unavailable_reason()
-        reason = reason or (torch.ops.moh_kernels.attention_reason(query, variant.plain(), backward) if query.dtype != torch.float64 else "")
+        reason = reason or (torch.ops.moh_kernels.attention_reason(query, backward) if query.dtype != torch.float64 else "")
         if not reason and query.dtype != torch.float64:
             return "cpu"
     if query.dtype != torch.float64 and reason not in _warned:

@@ -159,8 +159,7 @@ def attention_backward_keys(query, key, value, bias, gates, lse, grad_out, grad_
             if WINDOW:  # and to the last one
                 step = tl.maximum((block + 1) * BLOCK_N + length - num_keys + window - 2, 0) // STEP + 1
                 stop = tl.where(step * STEP < length, tl.load(steps_at + step, mask=step * STEP < length, other=0), count)
-                if window < 0:
-                    begin, stop = begin * 0, count
+                begin, stop = tl.where(window < 0, 0, begin), tl.where(window < 0, count, stop)
         list_at = rows + h.to(tl.int64) * total_rows + row
         for start in range(begin, stop, BLOCK_M):
             place = start + tl.arange(0, BLOCK_M)

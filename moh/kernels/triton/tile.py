@@ -44,11 +44,12 @@ def visible(t, queries, keys, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
     """First key that query t sees, and the one behind its last."""
     first, end = t * 0, t * 0 + keys
     if CAUSAL:
-        end = tl.minimum(tl.maximum(t + keys - queries + 1, 0), keys)
+        behind = t + keys - queries + 1
         if WINDOW:
-            first = tl.minimum(tl.maximum(t + keys - queries + 1 - window, 0), keys)
-            if window < 0:
-                first, end = t * 0, t * 0 + keys
+            far = 1 << 30
+            first = tl.minimum(tl.maximum(behind - tl.where(window < 0, far, window), 0), keys)
+            behind += tl.where(window < 0, far, 0)
+        end = tl.minimum(tl.maximum(behind, 0), keys)
     return first, end
 
 
