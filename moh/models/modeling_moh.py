@@ -228,7 +228,7 @@ class MohAttention(family.LlamaAttention):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # a paged cache finds its places in kwargs
 
-        options = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        options = {"dropout": self.attention_dropout if self.training else 0.0}
         if hasattr(self, "sliding_window") or hasattr(FamilyConfig, "sliding_window"):
             options["sliding_window"] = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
         if getattr(self, "attn_logit_softcapping", None) is not None:
@@ -238,7 +238,8 @@ class MohAttention(family.LlamaAttention):
             output = self.skip(query, key, value, attention_mask, gates, kwargs.get("is_causal"))
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, family.eager_attention_forward)
-            output, weights = attend(self, query, key, value, attention_mask, **options, **kwargs)
+            # vLLM reads `scaling=` in this source.
+            output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **options, **kwargs)
             output = output.reshape(*tokens, -1, self.head_dim)
             output = (output * gates.unsqueeze(-1)).to(output.dtype)
         output = self.o_proj(output.reshape(*tokens, -1).contiguous())

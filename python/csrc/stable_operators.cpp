@@ -80,8 +80,7 @@ struct Call {
     for (std::int64_t b = 0; b < batch; ++b) {
       sequences_.push_back({.batch = b, .queries = tokens, .keys = key.size(1)});
     }
-    p.sequences = sequences_.data();
-    p.num_sequences = batch;
+    list_sequences();
     p.rows_per_batch = tokens;
     p.num_heads = heads;
     p.num_kv_heads = key.size(2);
@@ -99,9 +98,37 @@ struct Call {
       fill(p.variant.bias, *variant.bias);
       p.variant.bias_dtype = dtype_of(*variant.bias);
     }
-    std::string reason;
-    backend = moh::kernels::choose_backend(traits(query, backward), &reason);
-    if (backend == nullptr) moh::fail("[head_attention] no kernel: ", reason);
+    choose(traits(query, backward));
+  }
+
+  // One batch whose rows are divided among sequences [N, 3], key and value being a pool of pages.
+  Call(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates, const Variant& variant,
+       const Tensor& sequences, const Tensor& pages)
+      : Call(query, key, value, gates, variant, /*backward=*/false) {
+    const auto* const numbers = static_cast<const std::int64_t*>(sequences.const_data_ptr());
+    const auto* const table = static_cast<const std::int32_t*>(pages.const_data_ptr());
+    sequences_.clear();
+    const std::int64_t page = key.size(1);
+    for (std::int64_t n = 0; n < sequences.size(0); ++n) {
+      const moh::kernels::Sequence sequence = {.first_query = numbers[3 * n],
+                                               .queries = numbers[3 * n + 1],
+                                               .keys = numbers[3 * n + 2],
+                                               .pages = table + n * pages.size(1)};
+      MOH_CHECK(sequence.first_query >= 0 && sequence.queries >= 0 &&
+                    sequence.queries <= query.size(1) - sequence.first_query,
+                "[head_attention_paged] sequence ", n, " has ", sequence.queries, " rows from ", sequence.first_query,
+                " of ", query.size(1));
+      MOH_CHECK(sequence.keys >= 0 && sequence.keys <= pages.size(1) * page, "[head_attention_paged] sequence ", n,
+                " has ", sequence.keys, " keys in ", pages.size(1), " pages of ", page);
+      for (std::int64_t i = 0; i * page < sequence.keys; ++i) {
+        MOH_CHECK(sequence.pages[i] >= 0 && sequence.pages[i] < key.size(0), "[head_attention_paged] page ",
+                  sequence.pages[i], " of sequence ", n, " is outside the pool of ", key.size(0));
+      }
+      sequences_.push_back(sequence);
+    }
+    list_sequences();
+    params.page_size = key.size(1);
+    choose(traits(query, /*backward=*/false));
   }
 
   static moh::kernels::CallTraits traits(const Tensor& query, bool backward) {
@@ -109,6 +136,16 @@ struct Call {
   }
 
  private:
+  void list_sequences() {
+    params.sequences = sequences_.data();
+    params.num_sequences = static_cast<std::int64_t>(sequences_.size());
+  }
+  void choose(const moh::kernels::CallTraits& traits) {
+    std::string reason;
+    backend = moh::kernels::choose_backend(traits, &reason);
+    if (backend == nullptr) moh::fail("[head_attention] no kernel: ", reason);
+  }
+
   std::vector<std::int32_t> rows_;
   std::vector<std::int64_t> first_;
   std::vector<moh::kernels::Sequence> sequences_;
@@ -134,6 +171,18 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& query, const Tensor& 
   call.params.lse = static_cast<float*>(lse.mutable_data_ptr());
   call.backend->attention_forward(call.params);
   return {out, lse};
+}
+
+// query [R, H, D], key and value [P, page, Hkv, D] of any strides, see moh/ops/head_attention.h; out is zero
+// beforehand.
+void attention_paged(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& gates,
+                     const Tensor& sequences, const Tensor& pages, bool causal, double scale, std::int64_t window,
+                     double soft_cap, const std::optional<Tensor>& sink, Tensor out) {
+  Call call(query, key, value, gates, {causal, scale, window, soft_cap, std::nullopt, sink}, sequences, pages);
+  const Tensor lse = like(gates);
+  fill(call.params.out, out);
+  call.params.lse = static_cast<float*>(lse.mutable_data_ptr());
+  call.backend->attention_forward(call.params);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
@@ -169,6 +218,9 @@ STABLE_TORCH_LIBRARY(moh_kernels, m) {
       "attention_forward(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? bias, bool causal, float scale, "
       "int window, float soft_cap, Tensor? sink) -> (Tensor out, Tensor lse)");
   m.def(
+      "attention_paged(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor sequences, Tensor pages, bool causal, "
+      "float scale, int window, float soft_cap, Tensor? sink, Tensor(a!) out) -> ()");
+  m.def(
       "attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? bias, Tensor "
       "out, Tensor lse, bool causal, float scale, bool bias_gradient, int window, float soft_cap, Tensor? sink) -> "
       "(Tensor grad_query, Tensor grad_key, Tensor "
@@ -181,5 +233,6 @@ STABLE_TORCH_LIBRARY_IMPL(moh_kernels, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(moh_kernels, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward));
+  m.impl("attention_paged", TORCH_BOX(&attention_paged));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
 }

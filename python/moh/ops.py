@@ -141,6 +141,34 @@ def _forward(query, key, value, gates, bias, causal, scale, rows=None, first=Non
                                                    variant.factor(query), window, soft_cap, kernel_sink)
 
 
+def _paged(query, key, value, gates, sequences, pages, *, rows=None, first=None, causal=True, window=0, soft_cap=0.0, sink=None,
+           scale=None):
+    variant, where = Variant(None, causal, scale, window, soft_cap, sink), "[head_attention_paged]"
+    if query.dim() != 3 or key.dim() != 4 or key.shape != value.shape or key.shape[1] == 0:
+        raise ValueError(f"{where} query must be [R, H, D], key and value [P, page, Hkv, D], got {list(query.shape)}, "
+                         f"{list(key.shape)} and {list(value.shape)}")
+    if sequences.dtype != torch.int64 or sequences.dim() != 2 or sequences.shape[1] != 3:
+        raise ValueError(f"{where} sequences must be int64 [N, 3], got {sequences.dtype} {list(sequences.shape)}")
+    if pages.dtype != torch.int32 or pages.dim() != 2 or pages.shape[0] != sequences.shape[0]:
+        raise ValueError(f"{where} pages must be int32 [N, pages], got {pages.dtype} {list(pages.shape)}")
+    nothing = key.new_empty((1, 0, *key.shape[2:]))
+    _check(query[None], nothing, nothing.to(value.dtype), gates[None], variant)
+    if query.device.type != "cpu":
+        raise ValueError(f"{where} tensors must be on the CPU")
+    out = torch.zeros_like(query)
+    if _kernel_of(query[None], variant, False) == "cpu":
+        torch.ops.moh_kernels.attention_paged(query[None], key, value, gates[None].float().contiguous(), sequences.contiguous(),
+                                              pages.contiguous(), causal, variant.factor(query[None]), window, soft_cap,
+                                              None if sink is None else sink.float().contiguous(), out[None])
+        return out
+    for (start, rows, keys), table in zip(sequences.tolist(), pages):
+        used = table[: -(-keys // key.shape[1])]
+        own_key, own_value = (pool[used].flatten(0, 1)[None, :keys] for pool in (key, value))
+        own = slice(start, start + rows)
+        out[own] = composite(query[None, own], own_key, own_value, gates[None, own], variant)[0][0]
+    return out
+
+
 def _gradients(grad_out, query, key, value, gates, variant, bias_gradient):
     """By torch's operations; differentiable where the arguments are."""
     inputs = [query, key, value, gates]
@@ -212,12 +240,12 @@ def _derivative(ctx, grad_out, grad_lse):
     return grads[0], grads[1], grads[2], grads[3].to(gates.dtype), grad_bias, None, None, None, None, None, None, grad_sink
 
 
-def _autocast_rule(device: str):
-    def rule(query, key, value, *rest):
+def _autocast_rule(device: str, name: str):
+    def rule(query, key, value, *rest, **options):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
         with torch.autocast(device, enabled=False):
-            return torch.ops.moh.head_attention_forward(query, key, value, *rest)
+            return getattr(torch.ops.moh, name)(query, key, value, *rest, **options)
 
     return rule
 
@@ -261,14 +289,19 @@ def _define() -> None:
     _fragment.define(f"head_attention_backward(Tensor grad_out, {_TENSORS}, Tensor? bias, Tensor out, Tensor lse, bool causal, "
                      f"float? scale, bool bias_gradient, {_VARIANT}) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
                      "Tensor grad_gates, Tensor grad_bias)", tags=tags)
+    _fragment.define(f"head_attention_paged({_TENSORS}, Tensor sequences, Tensor pages, *, Tensor? rows=None, Tensor? first=None, "
+                     "bool causal=True, int window=0, float soft_cap=0.0, Tensor? sink=None, float? scale=None) -> Tensor", tags=tags)
     _fragment.impl("head_attention", _head_attention, "CompositeImplicitAutograd")
     _fragment.impl("head_attention_forward", _forward, "CompositeExplicitAutograd")
     _fragment.impl("head_attention_backward", _backward, "CompositeExplicitAutograd")
+    _fragment.impl("head_attention_paged", _paged, "CompositeExplicitAutograd")
+    torch.library.register_fake("moh::head_attention_paged", lambda query, *rest, **options: torch.empty_like(query), lib=_fragment)
     torch.library.register_fake("moh::head_attention_forward", _forward_shapes, lib=_fragment)
     torch.library.register_fake("moh::head_attention_backward", _backward_shapes, lib=_fragment)
     torch.library.register_autograd("moh::head_attention_forward", _derivative, setup_context=_save, lib=_fragment)
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _fragment.impl("head_attention_forward", _autocast_rule(device), key)
+        for name in ("head_attention_forward", "head_attention_paged"):
+            _fragment.impl(name, _autocast_rule(device, name), key)
 
 
 _register()

@@ -96,6 +96,44 @@ def check_masks():
     assert not moh.head_attention(*tensors, bias=nothing).any(), "rows that see no key are zero"
 
 
+def check_paged():
+    """Sequences in pages, each as alone by the formula: a prompt's chunk beside decoding ones, keys that lie scattered."""
+    lengths, queries, page = (9, 1, 17), (4, 1, 1), 4
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9), (torch.bfloat16, 5e-2)):
+        pool = draw(12, 2, page, 16, dtype=dtype)  # [P, Hkv, page, 2 D], as in vLLM
+        key, value = pool.transpose(1, 2).split(8, -1)
+        pages = torch.tensor([[7, 2, 5, 0, 0], [1, 0, 0, 0, 0], [9, 3, 11, 0, 4]], dtype=torch.int32)
+        query, gates = draw(7, 4, 8, dtype=dtype), draw(7, 4, seed=1)
+        gates = torch.where(gates > 0, gates, 0.0)
+        sequences = torch.tensor([[0, 4, 9], [4, 1, 1], [5, 1, 17]])
+        for options in ({}, {"window": 3, "scale": 0.3, "soft_cap": 2.0}, {"sink": draw(4)}):
+            got = torch.ops.moh.head_attention_paged(query, key, value, gates, sequences, pages, **options)
+            torch.library.opcheck(torch.ops.moh.head_attention_paged.default, (query, key, value, gates, sequences, pages), options)
+            first = 0
+            for row, (keys, rows) in enumerate(zip(lengths, queries)):
+                own = [torch.stack([tensor[pages[row, s // page], s % page] for s in range(keys)]) for tensor in (key, value)]
+                here = slice(first, first + rows)
+                expected = formula(query[None, here], own[0][None], own[1][None], gates[None, here], causal=True, **options)[0]
+                close(got[here], expected, f"pages, {dtype}, {list(options)}, sequence {row}", tolerance)
+                first += rows
+            assert not got[6].any(), "a row of no sequence is zero"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            wanted = torch.float64 if dtype == torch.float64 else torch.bfloat16
+            assert torch.ops.moh.head_attention_paged(query, key, value, gates, sequences, pages).dtype == wanted
+    query, (key, value) = query.float(), (t.float() for t in (key, value))
+    for wrong in (torch.tensor([[0, 8, 9]] * 3), torch.tensor([[0, 4, 21]] * 3), sequences.int(), sequences[:2]):
+        refused(lambda: torch.ops.moh.head_attention_paged(query, key, value, gates, wrong, pages), "head_attention_paged")
+    refused(lambda: torch.ops.moh.head_attention_paged(query, key, value, gates, sequences, pages + 3), "outside the pool")
+
+
+def check_vllm_versions():
+    from moh.vllm import unsupported_reason
+
+    assert not unsupported_reason("0.32.0") and not unsupported_reason("0.32.3+cpu")
+    for version in ("0.31.9", "0.33.0", "1.0", "0.9.2.post2"):
+        assert version in unsupported_reason(version) and "0.32" in unsupported_reason(version)
+
+
 def check_second_derivative():
     q, k, v = (draw(1, 3, 4, 2, dtype=torch.float64, seed=i).requires_grad_() for i in range(3))
     gates = draw(1, 3, 4, dtype=torch.float64).abs().add(0.5).requires_grad_()
@@ -279,8 +317,14 @@ def check_transformers():
     table = (ROOT / "moh" / "models" / "llama_family.cpp").read_text()
     rows = dict(re.findall(r'\.model_type = "(\w+)".*?\.architecture = "(\w+)ForCausalLM"', table, re.S))
     assert moh.transformers.FAMILIES.items() <= rows.items(), f"moh/models/llama_family.cpp has {rows}"
-    moh.transformers.register("llama", "qwen3")
+    moh.transformers.register()
+    import pickle
+
     import transformers
+
+    for family in moh.transformers.FAMILIES:  # processes hand configurations to one another
+        config = moh.transformers.modeling(family).MohConfig()
+        assert type(pickle.loads(pickle.dumps(config))) is type(config) and config.model_type == f"moh_{family}"
 
     config = transformers.AutoConfig.for_model("moh_llama", vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                                num_attention_heads=4, moh={"router": "norm", "shared_heads": 1, "top_k": 2})
@@ -344,7 +388,18 @@ def check_available():
     assert "warned:" in run.stdout and "every head" in run.stdout, run.stdout + run.stderr
 
 
-CHECKS = [check_available, check_operator, check_masks, check_second_derivative, check_autocast, check_compile, check_multihead,
+def check_old_torch():
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "torch.py").write_text("__version__ = '2.9.1'\n")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *(p for p in sys.path if p)])}
+        run = subprocess.run([sys.executable, "-c", "import moh"], env=env, capture_output=True, text=True)
+    assert run.returncode and "moh needs torch 2.10 or newer, this is torch 2.9.1" in run.stderr, run.stderr
+
+
+CHECKS = [check_available, check_old_torch, check_operator, check_paged, check_vllm_versions, check_masks, check_second_derivative, check_autocast, check_compile, check_multihead,
           check_routers, check_layer_in_use, check_timm, check_diffusers, check_transformers, check_sharding]
 
 
