@@ -14,7 +14,7 @@ set(MOH_TRITON_OFF_REASON "MOH_TRITON is off")
 if(moh_triton_version)
   set(moh_has_triton ON)
 else()
-  set(MOH_TRITON_OFF_REASON "no python3 with the package triton was found (pip install triton; MOH_TRITON_PYTHON names one)")
+  set(MOH_TRITON_OFF_REASON "no python3 with the package triton was found (pip install triton, or name one in MOH_TRITON_PYTHON)")
 endif()
 if(NOT DEFINED MOH_TRITON)  # not kept: a triton that is installed later is found
   set(MOH_TRITON ${moh_has_triton})
