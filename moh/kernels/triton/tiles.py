@@ -40,7 +40,9 @@ _LARGE = {  # heads of more than 128 elements: small tiles, right before fast
     "attention_forward": (64, 32, 8, 1), "attention_backward_rows": (32, 32, 8, 1), "attention_backward_keys": (32, 32, 8, 1)}
 _ATTENTION = {"attention_forward": (_FORWARD, _FORWARD_BIAS), "attention_backward_rows": (_BACKWARD_ROWS, _BACKWARD_ROWS_BIAS),
               "attention_backward_keys": (_BACKWARD_KEYS, _BACKWARD_KEYS_BIAS)}
-_EXACT = {"attention_forward": (32, 32, 8, 1), "attention_backward_rows": (32, 16, 8, 1), "attention_backward_keys": (16, 32, 8, 1)}
+_EXACT = {  # three products hold their operands in parts
+    64: {"attention_forward": (32, 32, 8, 1), "attention_backward_rows": (32, 16, 8, 1), "attention_backward_keys": (16, 32, 8, 1)},
+    128: {"attention_forward": (16, 32, 4, 1), "attention_backward_rows": (16, 16, 8, 1), "attention_backward_keys": (16, 32, 8, 1)}}
 
 
 def block_d(head_dim: int) -> int:
@@ -56,9 +58,11 @@ def tiles(kernel: str, element_size: int, head_dim: int, arch: int, rows: int = 
     if kernel in _ATTENTION:
         # GeForce kinds (8.6, 8.9, 12.0) have 99 KB of shared memory a block, which the tiles of 8.0 keep to.
         key = element_size, 64 if d <= 64 else 128, 90 if 90 <= arch < 120 else 80
-        sizes = _LARGE[kernel] if d > 128 else _EXACT[kernel] if exact else _ATTENTION[kernel][bias][key]
+        sizes = _LARGE[kernel] if d > 128 else _EXACT[key[1]][kernel] if exact else _ATTENTION[kernel][bias][key]
         if kernel == "attention_backward_keys" and arch >= 100 and sizes == (32, 128, 8, 2) and d == 128:
             sizes = (64, 64, 8, 2)  # tcgen05 wants other registers
+        if kernel == "attention_backward_rows" and arch >= 100 and bias and sizes == (128, 32, 8, 1):
+            sizes = (64, 32, 8, 1)
         return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), sizes))
     large, few = d > 128, rows <= FEW_ROWS
     if kernel == "list_rows":
@@ -68,12 +72,12 @@ def tiles(kernel: str, element_size: int, head_dim: int, arch: int, rows: int = 
     if kernel == "attention_join":
         return {"BLOCK_P": JOIN, "num_warps": 4, "num_stages": 1}
     if kernel == "project_heads":
-        return {"BLOCK_M": 16 if few else 64 if large else 128, "BLOCK_K": 64 if half and not large else 32,
+        return {"BLOCK_M": 16 if few else 64 if large or exact else 128, "BLOCK_K": 64 if half and not large else 32,
                 "num_warps": 4 if few else 8, "num_stages": 3 if half else 2}
     if kernel == "combine_heads":
-        return {"BLOCK_M": 16 if few else 32 if large else 128, "BLOCK_N": 128 if half and not large else 64,
+        return {"BLOCK_M": 16 if few else 32 if large or exact else 128, "BLOCK_N": 128 if half and not large else 32 if exact else 64,
                 "num_warps": 4 if few else 8, "num_stages": 1 if large else 3 if half and 90 <= arch < 120 else 2}
     if kernel == "weight_gradient":
-        return {"BLOCK_N": 64 if large else 128, "BLOCK_K": 64 if half and not large else 32, "num_warps": 8,
+        return {"BLOCK_N": 64 if large or exact else 128, "BLOCK_K": 64 if half and not large else 32, "num_warps": 8,
                 "num_stages": 3 if half and not large else 1 if large else 2}
     raise ValueError(f"no tiles for {kernel}")
