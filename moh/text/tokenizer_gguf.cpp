@@ -19,7 +19,8 @@ Json split(const char* pattern) {
   return {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
 }
 Json sequence(const char* name, Json steps) { return {{"type", "Sequence"}, {name, std::move(steps)}}; }
-const Json kBytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+// With every key, as PyPI's tokenizers asks for them.
+const Json kBytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
 
 // How the text is cut before byte-pair encoding, by the name that llama.cpp gives each way.
 Json pre_tokenizer(const std::string& name, const std::string& place) {
@@ -129,7 +130,7 @@ Described described(const io::GgufFile& file) {
   } else {
     const std::string pre(file.text("tokenizer.ggml.pre").value_or("default"));
     root["pre_tokenizer"] = pre_tokenizer(pre, place);
-    root["decoder"] = {{"type", "ByteLevel"}};
+    root["decoder"] = kBytes;
     if (pre == "qwen2") root["normalizer"] = {{"type", "NFC"}};
     const bool is_llama3 = pre.starts_with("llama");
     bpe["ignore_merges"] = is_llama3;
