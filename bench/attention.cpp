@@ -83,7 +83,7 @@ struct Rival {
   std::string name;
   Inputs in;
   bool gqa = false, authors = false, causal = true;
-  std::string kernel;  // "": torch's choice; its backward pass follows the forward one
+  std::string kernel = {};  // "": torch's choice; its backward pass follows the forward one
 
   Tensor forward() const {
     const SdpaChoice choice(kernel);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "bench/serving.h"
 #include "cli/commands/training_kind.h"
 #include "cli/progress.h"
+#include "cli/stored_weights.h"
 #include "moh/base/error.h"
 #include "moh/models/llama_config_json.h"
 #include "moh/serve/service.h"
@@ -25,11 +27,13 @@ struct ServeOptions {
   double cache_gib = 1.0;
   std::vector<std::int64_t> prompt_tokens = {64, 512}, max_tokens = {16, 128};
   std::int64_t max_sequences = 64;
+  StoredWeights weights;
   bench::ServingOptions run;
 };
 
 struct GenerateOptions {
   std::string model;
+  StoredWeights weights;
   bench::GenerationOptions run;
 };
 
@@ -49,8 +53,14 @@ models::Llama open_model(const Context& context, const std::string& model) {
   return {config, std::move(tensors)};
 }
 
-Json described(const std::string& model, const models::Llama& loaded) {
-  return {{"model", model}, {"dtype", c10::toString(loaded.dtype())}, {"threads", at::get_num_threads()}};
+// Nothing for a preset.
+std::string folder_of(const std::string& model) { return std::filesystem::exists(model) ? model : ""; }
+
+Json described(const std::string& model, const models::Llama& loaded, const StoredWeights& weights) {
+  return {{"model", model},
+          {"dtype", c10::toString(loaded.dtype())},
+          {"weights", weights.choice},
+          {"threads", at::get_num_threads()}};
 }
 
 // This process's memory that is not on disk.
@@ -69,6 +79,7 @@ std::string spread(const Json& times) {
 
 int run_serve(const Context& context, ServeOptions& options) {
   models::Llama model = open_model(context, options.model);
+  options.weights.apply(model, folder_of(options.model));
   const models::LlamaConfig config = model.config();
   serve::ServiceOptions service_options;
   service_options.name = options.model;
@@ -79,7 +90,7 @@ int run_serve(const Context& context, ServeOptions& options) {
                                                    config.head_dim * c10::elementSize(model.dtype()));
   service_options.engine.cache_tokens =
       static_cast<std::int64_t>(options.cache_gib * 1024 * 1024 * 1024 / bytes_a_token);
-  Json line = described(options.model, model);
+  Json line = described(options.model, model, options.weights);
   serve::Service service(model, text::bytes_tokenizer(), service_options);  // prompts are ids, texts are not looked at
   serve::HttpServer server(
       options.run.host, 0, {}, [&](const auto& request, auto& reply) { service.handle(request, reply); },
@@ -138,17 +149,20 @@ int run_serve(const Context& context, ServeOptions& options) {
 
 int run_generate(const Context& context, GenerateOptions& options) {
   models::Llama model = open_model(context, options.model);
-  const Json common = described(options.model, model);
+  options.weights.apply(model, folder_of(options.model));
+  const Json common = described(options.model, model, options.weights);
   options.run.seed = context.seed;
-  context.say("| model | weights | threads | heads | test | depth | tokens/s |\n|---|---|---|---|---|---|---|");
+  context.say(
+      "| model | type | weights | threads | heads | test | depth | tokens/s |\n|---|---|---|---|---|---|---|---|");
   bench::time_generation(model, options.run, [&](const Json& row) {
     Json line = common;
     line.update(row);
     context.emit(line);
-    context.say(fmt::format(
-        "| {} | {} | {} | {:.1f} % | {} | {} | {:.2f} ± {:.2f} |", options.model, common["dtype"].get<std::string>(),
-        common["threads"].get<int>(), 100 * row["activated"].get<double>(), row["test"].get<std::string>(),
-        row["depth"].get<std::int64_t>(), row["tokens_per_second"].get<double>(), row["deviation"].get<double>()));
+    context.say(fmt::format("| {} | {} | {} | {} | {:.1f} % | {} | {} | {:.2f} ± {:.2f} |", options.model,
+                            common["dtype"].get<std::string>(), options.weights.choice, common["threads"].get<int>(),
+                            100 * row["activated"].get<double>(), row["test"].get<std::string>(),
+                            row["depth"].get<std::int64_t>(), row["tokens_per_second"].get<double>(),
+                            row["deviation"].get<double>()));
     return !interrupted.load();
   });
   return interrupted ? kInterruptedStatus : 0;
@@ -187,6 +201,8 @@ std::function<std::optional<Run>()> add_serving_subjects(CLI::App& bench, Contex
   writer->add_option("--repetitions", generate->run.repetitions, "runs of each test");
   writer->add_option("--activated", generate->run.activated, "share of the heads (MoH models)");
 
+  serve->weights.add_option(*server);
+  generate->weights.add_option(*writer);
   for (CLI::App* each : {server, writer}) {
     each->fallthrough();  // common options may come after; but these are lists for the other subjects
     each->add_option("--threads", context.threads, "CPU threads; 0: all cores");

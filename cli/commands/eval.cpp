@@ -12,6 +12,7 @@
 #include "cli/model_kind.h"
 #include "cli/progress.h"
 #include "cli/run_time_heads.h"
+#include "cli/stored_weights.h"
 #include "moh/base/error.h"
 #include "moh/eval/perplexity.h"
 
@@ -22,6 +23,7 @@ struct Options {
   std::string model, data;
   eval::PerplexityOptions perplexity;
   RunTimeHeads heads;
+  StoredWeights weights;
   TaskEval tasks;
 };
 
@@ -34,11 +36,12 @@ double tokens_read(const eval::PerplexityOptions& options, std::int64_t stream, 
 
 int run_eval(const Context& context, const Options& options) {
   if (options.tasks.asked_for()) {
-    return eval_tasks(context, options.model, options.data, options.heads, options.tasks);
+    return eval_tasks(context, options.model, options.data, options.heads, options.weights, options.tasks);
   }
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   options.heads.apply(model.mutable_config());
+  options.weights.apply(model, options.model);
   const auto tokenizer = text::load_tokenizer(options.model);
   const auto stream = data::TokenStream::open(options.data, tokenizer.get(), model.config().vocab_size);
   Progress progress("eval", "tokens", tokens_read(options.perplexity, stream.size(), model.config()));
@@ -74,6 +77,8 @@ const Registered registered{
        app.add_option("--batch", options->perplexity.batch, "windows at a time");
        app.add_option("--max-windows", options->perplexity.max_windows, "0: all");
        options->heads.add_options(app, "--top-k,--moh-top-k");
+       options->weights.add_option(app, {"auto", "ema", "model"},
+                                   "; of a vision transformer: auto (averaged ones if they are there), ema, model");
        options->tasks.add_options(app);
        const Run pictures = setup_image_eval(app, context);
        app.callback([options, &app] {

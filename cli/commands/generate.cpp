@@ -14,6 +14,7 @@
 #include "cli/command.h"
 #include "cli/model_kind.h"
 #include "cli/run_time_heads.h"
+#include "cli/stored_weights.h"
 #include "moh/base/activity.h"
 #include "moh/generate/end_tokens.h"
 #include "moh/io/files.h"
@@ -33,6 +34,7 @@ struct Options {
   generate::SamplingOptions sampling;
   bool ignore_eos = false;
   RunTimeHeads heads;
+  StoredWeights weights;
 };
 
 struct Reply {
@@ -49,6 +51,7 @@ class Generator {
         tokenizer_(text::load_tokenizer(options.model)) {
     model_.to(context.torch_device());
     options_.heads.apply(model_.mutable_config());
+    options_.weights.apply(model_, options.model);
     options_.sampling.seed = context.seed;
     if (!options.ignore_eos) end_ids_ = generate::end_tokens(options.model, model_.config());
   }
@@ -193,6 +196,7 @@ const Registered registered{
            ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
        app.add_flag("--ignore-eos", options->ignore_eos, "do not stop at an end token");
        options->heads.add_options(app, "--moh-top-k");
+       options->weights.add_option(app);
        return [options, chat, &context] {
          options->chats = chat->count() > 0;
          return run_generate(context, *options);

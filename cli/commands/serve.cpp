@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/model_kind.h"
 #include "cli/run_time_heads.h"
+#include "cli/stored_weights.h"
 #include "moh/base/activity.h"
 #include "moh/serve/service.h"
 
@@ -20,6 +21,7 @@ struct Options {
   double cache_gib = 1.0;
   serve::ServiceOptions service;
   RunTimeHeads heads;
+  StoredWeights weights;
 };
 
 // Tokens whose keys and values fit into so much memory.
@@ -46,6 +48,7 @@ int run_serve(const Context& context, Options& options) {
   std::optional<Interruptible> preparing(std::in_place, interrupted);
   models::Llama model = models::Llama::load(options.model, context.weights_type(), models::read_as(context.read_as));
   options.heads.apply(model.mutable_config());
+  options.weights.apply(model, options.model);
   options.service.folder = options.model;
   options.service.name = name_of_folder(options.model);
   options.service.api_key = options.api_key;
@@ -86,6 +89,7 @@ const Registered registered{
        app.add_option("--drain-seconds", options->drain_seconds, "for running replies after Ctrl-C or SIGTERM")
            ->check(CLI::NonNegativeNumber);
        options->heads.add_options(app, "--top-k");
+       options->weights.add_option(app);
        return [options, &context] { return run_serve(context, *options); };
      }}};
 

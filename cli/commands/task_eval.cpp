@@ -90,11 +90,12 @@ void TaskEval::add_options(CLI::App& app) {
 }
 
 int eval_tasks(const Context& context, const std::string& model_folder, const std::string& data,
-               const RunTimeHeads& heads, const TaskEval& options) {
+               const RunTimeHeads& heads, const StoredWeights& weights, const TaskEval& options) {
   const eval::Selection selection = eval::select_tasks(options.names);
   models::Llama model = models::Llama::load(model_folder, context.weights_type(), models::read_as(context.read_as));
   model.to(context.torch_device());
   heads.apply(model.mutable_config());
+  weights.apply(model, model_folder);
   const auto tokenizer = text::load_tokenizer(model_folder);
   std::ofstream samples;
   std::mutex writing;

@@ -7,6 +7,7 @@
 
 #include "cli/command.h"
 #include "cli/run_time_heads.h"
+#include "cli/stored_weights.h"
 
 namespace moh::cli {
 
@@ -22,6 +23,6 @@ struct TaskEval {
 };
 
 int eval_tasks(const Context& context, const std::string& model, const std::string& data, const RunTimeHeads& heads,
-               const TaskEval& options);
+               const StoredWeights& weights, const TaskEval& options);
 
 }  // namespace moh::cli

@@ -18,6 +18,7 @@ struct VitUse {
   std::int64_t batch = 64;
 
   void add_options(CLI::App& app);  // --weights, --image-size
+  void add_image_size(CLI::App& app);
 };
 // How errors call these models.
 inline constexpr const char* kVitName = "a vision transformer";

@@ -64,6 +64,10 @@ void VitUse::add_options(CLI::App& app) {
   app.add_option("--weights", weights, "auto (averaged ones if they are there), ema, model")
       ->check(CLI::IsMember({"auto", "ema", "model"}))
       ->group(kVitGroup);
+  add_image_size(app);
+}
+
+void VitUse::add_image_size(CLI::App& app) {
   app.add_option("--image-size", image_size, "pixels; position tables are made anew; 0: the model's")->group(kVitGroup);
 }
 
@@ -110,10 +114,15 @@ int eval_vit(const Context& context, const std::string& model, const std::string
 ModelKind::Evaluation setup_eval(CLI::App& app, Context& context) {
   const auto use = std::make_shared<VitUse>();
   app.add_option("--images", use->batch, "pictures at a time")->group(kVitGroup);
-  use->add_options(app);
+  use->add_image_size(app);
   return [use, &app, &context](const std::string& model, const std::string& data) {
     refuse_file("eval", model);
-    allow_only(app, {"--data"}, kVitGroup, model, kVitName);
+    allow_only(app, {"--data", "--weights"}, kVitGroup, model, kVitName);
+    if (const auto* weights = app.get_option("--weights"); weights->count() > 0) {
+      use->weights = weights->as<std::string>();
+      MOH_CHECK(use->weights == "auto" || use->weights == "ema" || use->weights == "model", "[eval] ", model, " is ",
+                kVitName, ", for which --weights is auto, ema or model; got ", use->weights);
+    }
     return eval_vit(context, model, data, *use);
   };
 }

@@ -29,7 +29,7 @@ namespace moh::convert {
 
 struct LossMetric {
   std::vector<at::Tensor> second;  // per layer: sum of d d^T, fp32 [C, C]
-  std::vector<at::Tensor> mean;    // per layer: sum of H_j, float64 [choices, width]
+  std::vector<at::Tensor> mean = {};    // per layer: sum of H_j, float64 [choices, width]
   std::int64_t windows = 0, tokens = 0, scored = 0;
 };
 

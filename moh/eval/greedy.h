@@ -14,8 +14,8 @@ namespace moh::eval {
 
 struct GreedyOptions {
   std::int64_t max_tokens = 256;
-  std::vector<std::string> until;  // the text ends before the first of these, looked for in this order
-  Ids end_ids;                     // ids that end the text
+  std::vector<std::string> until = {};  // the text ends before the first of these, looked for in this order
+  Ids end_ids = {};                     // ids that end the text
   std::int64_t rows = 16;          // texts at a time
   BatchOptions batch = {};
 };

@@ -261,14 +261,8 @@ struct Loader {
     MOH_CHECK(tensor.type->decode != nullptr, "[gguf] ", file->path(), ": tensor ", name_text(tensor.name),
               " is of type ", tensor.type->name,
               ", which is not read; take a file of type F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q4_0 or the like");
-    const std::int64_t rows = tensor.shape[0];
-    const bool is_query = name.find(".self_attn.q_proj.") != std::string::npos;
-    const bool is_key = name.find(".self_attn.k_proj.") != std::string::npos;
     const bool is_norm = architecture.norm_offset != 0 && name.ends_with("norm.weight");
-    if (architecture.reordered && (is_query || is_key)) {
-      const std::int64_t count = is_query ? heads : kv_heads;
-      MOH_CHECK(count > 0 && rows % (2 * count) == 0, "[gguf] ", file->path(), ": tensor ", name_text(tensor.name),
-                " has ", rows, " rows, which ", count, " heads cannot share");
+    if (const std::int64_t count = reordered_heads(*file, tensor, name); count > 0) {
       at::Tensor result = in_halves(dequantized(tensor, dtype), count);
       drop_pages(tensor.bytes);
       return result;
@@ -281,6 +275,17 @@ struct Loader {
     at::Tensor result = dequantized(tensor, dtype);
     drop_pages(tensor.bytes);
     return result;
+  }
+
+  // How many heads' rows are in llama.cpp's order; 0: the tensor's rows are in transformers'.
+  std::int64_t reordered_heads(const GgufFile& file, const GgufTensor& tensor, const std::string& name) const {
+    const bool is_query = name.find(".self_attn.q_proj.") != std::string::npos;
+    const bool is_key = name.find(".self_attn.k_proj.") != std::string::npos;
+    if (!architecture.reordered || !(is_query || is_key)) return 0;
+    const std::int64_t count = is_query ? heads : kv_heads, rows = tensor.shape[0];
+    MOH_CHECK(count > 0 && rows % (2 * count) == 0, "[gguf] ", file.path(), ": tensor ", name_text(tensor.name),
+              " has ", rows, " rows, which ", count, " heads cannot share");
+    return count;
   }
 
   bool is_stored_as(const BlockType& type) const {
@@ -380,6 +385,29 @@ Json GgufModel::config() const {
   const at::ScalarType dtype = weights_type();
   config["torch_dtype"] = dtype == at::kHalf ? "float16" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
   return config;
+}
+
+std::vector<StoredBlocks> GgufModel::blocks(const std::vector<std::string>& types) const {
+  const Json described = config();
+  const Loader loader{architecture_of(file()), described["num_attention_heads"], described["num_key_value_heads"],
+                      at::kFloat};
+  std::vector<StoredBlocks> all;
+  for (const auto& part : parts_) {
+    for (const GgufTensor& tensor : part->tensors()) {
+      const bool wanted = std::find(types.begin(), types.end(), tensor.type->name) != types.end();
+      if (!wanted || tensor.shape.size() != 2 || is_rope_factors(tensor.name)) continue;
+      const std::int64_t row_bytes = tensor.shape[1] / tensor.type->values * tensor.type->bytes;
+      at::Tensor bytes = at::from_blob(
+          const_cast<std::byte*>(tensor.bytes.data()), {tensor.shape[0], row_bytes}, [part](void*) {},
+          at::TensorOptions(at::kByte));
+      const std::string name = transformers_name(loader.architecture, tensor.name);
+      if (const std::int64_t heads = loader.reordered_heads(*part, tensor, name); heads > 0) {
+        bytes = in_halves(bytes, heads);
+      }
+      all.push_back({name, tensor.type->name, bytes});
+    }
+  }
+  return all;
 }
 
 NamedTensors GgufModel::tensors(std::optional<at::ScalarType> dtype) const {

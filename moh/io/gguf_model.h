@@ -1,5 +1,5 @@
 // A GGUF file as the Hugging Face folder that it was made of: what config.json would say, and the tensors by their
-// names there, dequantised, with what llama.cpp changed in them undone.
+// names there, dequantised, with what llama.cpp changed in them undone; matrices also in the blocks that they lie in.
 #pragma once
 
 #include <memory>
@@ -11,6 +11,12 @@
 #include "moh/io/gguf.h"
 
 namespace moh::io {
+
+// A matrix as the file has it: [rows, bytes of a row], of the blocks that `type` names (moh/io/gguf_blocks.h).
+struct StoredBlocks {
+  std::string name, type;
+  at::Tensor bytes;
+};
 
 class GgufModel {
  public:
@@ -24,6 +30,9 @@ class GgufModel {
   // All tensors, of type `dtype`, or without one of the type that config() names: that of the matrices where all have
   // 16 bits, else fp32. What has that type in the file already stays in its map; the rest is made tensor by tensor.
   NamedTensors tensors(std::optional<at::ScalarType> dtype) const;
+  // The matrices in blocks of these types, by their names in transformers; rows in the order in which tensors() has
+  // them. Mapped.
+  std::vector<StoredBlocks> blocks(const std::vector<std::string>& types) const;
 
  private:
   const GgufTensor* find(const std::string& name) const;

@@ -14,6 +14,7 @@
 #include "moh/kernels/reference/aggregated_attention.h"
 #include "moh/kernels/reference/gated_convolution.h"
 #include "moh/kernels/reference/head_attention.h"
+#include "moh/kernels/reference/linear.h"
 #include "moh/kernels/reference/projection.h"
 
 namespace moh::kernels {
@@ -41,7 +42,8 @@ std::string avx2_missing() {
 #ifdef MOH_HAVE_AVX512BF16
 std::string avx512bf16_missing() {
   std::string why = avx512_missing();
-  if (why.empty() && !__builtin_cpu_supports("avx512bf16")) why = "this CPU has no AVX512-BF16";
+  if (why.empty() && !(__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")))
+    why = "this CPU has no AVX512-BF16 and VNNI";
   return why;
 }
 #endif
@@ -72,6 +74,7 @@ std::string cpu_unsupported(const CallTraits& call) {
 
 std::string bf16_unsupported(const CallTraits& call) {
   if (!call.on_cpu) return "the tensors are not in CPU memory";
+  if (call.kernel == Kernel::kQuantizedLinear) return cpu_unsupported(call);
   if (call.dtype != DType::kBFloat16) return std::string("it multiplies bf16 alone, got ") + name_of(call.dtype);
   return "";
 }
@@ -93,6 +96,8 @@ bool has_kernel(const Backend& backend, Kernel kernel) {
       return backend.gated_convolution_forward != nullptr;
     case Kernel::kPackedLinear:
       return backend.packed_linear != nullptr;
+    case Kernel::kQuantizedLinear:
+      return backend.quantized_linear != nullptr;
   }
   return false;
 }
@@ -137,11 +142,11 @@ std::string wanted_name(const std::string& name) {
 #define MOH_KERNELS_OF(isa)                                                                          \
   isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
       isa::weight_gradient, isa::aggregated_attention_forward, isa::aggregated_attention_backward,   \
-      isa::gated_convolution_forward, isa::gated_convolution_backward, isa::packed_linear
+      isa::gated_convolution_forward, isa::gated_convolution_backward, isa::packed_linear, isa::quantized_linear
 
 #define MOH_PAIR_KERNELS_OF(isa)                                                                     \
   isa::head_attention_forward, isa::head_attention_backward, isa::project_heads, isa::combine_heads, \
-      isa::weight_gradient, nullptr, nullptr, nullptr, nullptr
+      isa::weight_gradient, nullptr, nullptr, nullptr, nullptr, nullptr, isa::quantized_linear
 
 const std::vector<Backend>& backends() {
   static const std::vector<Backend> table = {

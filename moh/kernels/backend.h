@@ -10,17 +10,26 @@
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/packed_linear.h"
 #include "moh/kernels/projection.h"
+#include "moh/kernels/quantized_linear.h"
 
 namespace moh::kernels {
 
-enum class Kernel : std::uint8_t { kAttention, kProjection, kAggregated, kGatedConvolution, kPackedLinear };
+enum class Kernel : std::uint8_t {
+  kAttention,
+  kProjection,
+  kAggregated,
+  kGatedConvolution,
+  kPackedLinear,
+  kQuantizedLinear
+};
 
 constexpr const char* name_of(Kernel kernel) {
-  return kernel == Kernel::kAttention      ? "head attention"
-         : kernel == Kernel::kProjection   ? "projections"
-         : kernel == Kernel::kAggregated   ? "aggregated attention"
-         : kernel == Kernel::kPackedLinear ? "packed linear maps"
-                                           : "gated convolutions";
+  return kernel == Kernel::kAttention         ? "head attention"
+         : kernel == Kernel::kProjection      ? "projections"
+         : kernel == Kernel::kAggregated      ? "aggregated attention"
+         : kernel == Kernel::kPackedLinear    ? "packed linear maps"
+         : kernel == Kernel::kQuantizedLinear ? "linear maps of 8 and 4 bits"
+                                              : "gated convolutions";
 }
 
 // What a backend has to know of a call to say whether it can run it.
@@ -53,12 +62,13 @@ struct Backend {
   void (*gated_convolution_forward)(const GatedConvolutionParams& params);
   void (*gated_convolution_backward)(const GatedConvolutionParams& params);
   void (*packed_linear)(const PackedLinearParams& params) = nullptr;
+  void (*quantized_linear)(const QuantizedLinearParams& params) = nullptr;
 
   bool automatic() const { return by_name_only == nullptr; }
 };
 
-// amx, avx512bf16 (both: bf16 calls), avx512, avx2, portable, triton (GPUs: attention and projections), emulated_amx
-// (tests), reference.
+// amx, avx512bf16 (both: bf16 calls, and weights of 8 and 4 bits), avx512, avx2, portable, triton (GPUs: attention and
+// projections), emulated_amx (tests), reference.
 const std::vector<Backend>& backends();
 
 // The backend to run, or nullptr with `reason` filled if the composite form must do it. A backend forced by name (the

@@ -31,7 +31,7 @@ struct GatedConvolutionParams {
   float* grad_weight = nullptr;    // [9, C]
   float* grad_bias = nullptr;      // [C]
 
-  Parallel parallel;
+  Parallel parallel = {};
 
   std::int64_t map() const { return height * width; }
 };

@@ -14,21 +14,41 @@
 
 #include "moh/kernels/dtype.h"
 #include "moh/kernels/parallel.h"
+#include "moh/kernels/selection.h"
 #include "moh/kernels/strided.h"
 
 namespace moh::kernels {
 
 constexpr std::int64_t kPackedColumns = 64;
 
+// Which side of the map has heads that rows may not use. Outputs: those of a head that a row does not use are zero.
+// Inputs: x is zero there. Either way tiles of rows skip the weights of heads that none of their rows uses.
+struct HeadSides {
+  enum class Side : std::uint8_t { kNone, kOutputs, kInputs } side = Side::kNone;
+  const float* gates = nullptr;      // [R, H]; zero: the row does not use the head
+  std::int64_t count = 0, size = 0;  // H, and the outputs or inputs of each
+
+  // Whether one of `rows` rows from `first` on uses a head of those that have a part of [begin, end).
+  MOH_ALWAYS_INLINE bool used(std::int64_t first, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
+    for (std::int64_t h = begin / size; h * size < end && h < count; ++h) {
+      for (std::int64_t r = first; r < first + rows; ++r) {
+        if (gates[r * count + h] != 0) return true;
+      }
+    }
+    return false;
+  }
+};
+
 struct PackedLinearParams {
   std::int64_t rows = 0, inputs = 0, outputs = 0;
   DType dtype = DType::kFloat32;         // of x and y
   DType weight_dtype = DType::kFloat32;  // fp32, bf16 or fp16
-  Strided<const void*, 2> x;             // [R, inputs]
+  Strided<const void*, 2> x = {};        // [R, inputs]
   const void* weight = nullptr;          // packed
   const float* bias = nullptr;           // [outputs]; nullptr: none
-  Strided<void*, 2> y;                   // [R, outputs], every element written
-  Parallel parallel;
+  Strided<void*, 2> y = {};              // [R, outputs], every element written
+  HeadSides heads = {};
+  Parallel parallel = {};
 };
 
 // Elements of the packed weight.

@@ -30,16 +30,12 @@ Tensor Linear::operator()(const Tensor& x, ops::Activation activation) const {
 }
 
 Tensor Linear::project(const Tensor& x, const ops::Selection& selection) const {
-  if (packed_) {
-    auto sizes = selection.gates.sizes().vec();
-    sizes.push_back(-1);
-    return packed_->apply(x).view(sizes).masked_fill(selection.gates.eq(0).unsqueeze(-1), 0);
-  }
+  if (packed_) return packed_->project(x, selection);
   return ops::project_heads(x, matrix(), bias(), selection);
 }
 
 Tensor Linear::combine(const Tensor& heads, const ops::Selection& selection) const {
-  if (packed_) return packed_->apply(heads.flatten(-2));  // unselected heads are zero already
+  if (packed_) return packed_->combine(heads, selection);
   return ops::combine_heads(heads, matrix(), bias(), selection);
 }
 
@@ -55,10 +51,21 @@ Linear Linear::rows(std::int64_t first, std::int64_t count) const {
   return part;
 }
 
-Linear Linear::packed() const {
+Linear Linear::packed(ops::WeightStorage storage) const {
   Linear packed = *this;
-  packed.packed_ = std::make_shared<const ops::PackedWeight>(matrix().detach(), bias());
+  if (blocks_ && ops::stores(storage, blocks_->kind)) {
+    const ops::BlockedWeight own{count_ < 0 ? blocks_->bytes : blocks_->bytes.narrow(0, first_, count_), blocks_->kind};
+    packed.packed_ = std::make_shared<const ops::PackedWeight>(own, inputs(), bias());
+  } else {
+    packed.packed_ = std::make_shared<const ops::PackedWeight>(matrix().detach(), bias(), storage);
+  }
   return packed;
+}
+
+Linear Linear::with_blocks(ops::BlockedWeight blocks) const {
+  Linear known = *this;
+  known.blocks_ = std::move(blocks);
+  return known;
 }
 
 }  // namespace moh::layers

@@ -1,7 +1,7 @@
 // The weight of a linear map as models use it: they multiply by it and never see how its numbers are stored.
 //
-// Today these are tensors in fp32, bf16 or fp16, or such packed for row-wise products. A storage of another kind (int8,
-// int4, a shard of the rows) is another case of the products in linear.cpp; no model changes.
+// These are tensors in fp32, bf16 or fp16, or such stored anew for row-wise products, also in 8 or 4 bits
+// (ops/packed_linear.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -46,9 +46,11 @@ class Linear {
   // The sum over the selected heads of [..., H, D] (ops::combine_heads).
   at::Tensor combine(const at::Tensor& heads, const ops::Selection& selection) const;
 
-  // The same map, its weight packed once: a row's result does not depend on the other rows (ops/packed_linear.h). For
-  // models that serve: no gradients, and selections only say which results are zero. On the CPU.
-  Linear packed() const;
+  // The same map, its weight stored anew (ops/packed_linear.h). For models that serve: no gradients. On the CPU.
+  Linear packed(ops::WeightStorage storage = ops::WeightStorage::kSame) const;
+  std::int64_t packed_bytes() const { return packed_ ? packed_->bytes() : 0; }
+  // The same map, which knows how a file has its weight: packed() keeps these blocks where they are of its storage.
+  Linear with_blocks(ops::BlockedWeight blocks) const;
 
   // Another number after every change of the weight or the bias in place.
   std::uint64_t version() const;
@@ -63,6 +65,7 @@ class Linear {
   std::optional<at::Tensor> bias_;
   std::int64_t first_ = 0, count_ = -1;  // its outputs; -1: all
   Product product_ = Product::kFastest;
+  std::optional<ops::BlockedWeight> blocks_;         // of the whole weight
   std::shared_ptr<const ops::PackedWeight> packed_;  // of its own outputs
 };
 

@@ -4,9 +4,11 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <limits>
+#include <map>
 
 #include "moh/base/activity.h"
 #include "moh/base/error.h"
+#include "moh/io/gguf_model.h"
 #include "moh/io/model_folder.h"
 #include "moh/layers/recompute.h"
 #include "moh/layers/rope.h"
@@ -17,6 +19,7 @@ namespace moh::models {
 namespace {
 
 using at::Tensor;
+using std::nullopt;
 using std::optional;
 
 constexpr const char* kEmbedding = "model.embed_tokens";
@@ -233,15 +236,35 @@ void Llama::to(at::Device device) {
   bind();
 }
 
-void Llama::pack_weights() {
+std::int64_t Llama::pack_weights(ops::WeightStorage storage, const std::string& folder) {
+  if (const auto gguf = folder.empty() ? nullopt : io::find_gguf(folder)) {
+    static const std::map<std::string, kernels::WeightBlocks> kinds = {{"Q8_0", kernels::WeightBlocks::kQ8_0},
+                                                                       {"Q4_0", kernels::WeightBlocks::kQ4_0},
+                                                                       {"Q4_1", kernels::WeightBlocks::kQ4_1}};
+    std::vector<std::string> types;
+    for (const auto& [type, kind] : kinds) {
+      if (ops::stores(storage, kind)) types.push_back(type);
+    }
+    for (io::StoredBlocks& blocks : io::GgufModel(*gguf).blocks(types)) {
+      parameters_.know_blocks(blocks.name, {std::move(blocks.bytes), kinds.at(blocks.type)});
+    }
+    bind();
+  }
+  std::int64_t bytes = 0;
+  const auto pack = [&](layers::Linear& linear) {
+    linear = linear.packed(storage);
+    bytes += linear.packed_bytes();
+  };
   for (Layer& layer : layers_) {
     layers::Projections& in = layer.attention.in;
     for (layers::Linear* const each : {&in.query, &in.key, &in.value, &in.key_value, &in.joint, &layer.attention.out,
                                        &layer.gate, &layer.up, &layer.down}) {
-      if (each->defined()) *each = each->packed();
+      if (each->defined()) pack(*each);
     }
   }
-  lm_head_ = lm_head_.packed();
+  pack(lm_head_);
+  is_packed_ = true;
+  return bytes;
 }
 
 KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {

@@ -109,8 +109,11 @@ class Llama {
   at::Device device() const { return parameters_.device(); }
   void to(at::Device device);
   at::ScalarType dtype() const { return embedding_.scalar_type(); }
-  // From now on products are made row by row by packed weights (layers::Linear::packed), a second copy of them.
-  void pack_weights();
+  // From now on products are made row by row by weights stored anew (layers::Linear::packed), a second copy of them.
+  // `folder`: where the model is from; blocks that a GGUF file has in this storage are kept. Returns the bytes of the
+  // new weights.
+  std::int64_t pack_weights(ops::WeightStorage storage = ops::WeightStorage::kSame, const std::string& folder = "");
+  bool is_packed() const { return is_packed_; }
   void set_requires_grad(bool requires_grad) { parameters_.set_requires_grad(requires_grad); }
 
  private:
@@ -146,6 +149,7 @@ class Llama {
   std::vector<Layer> layers_;
   at::Tensor embedding_, final_norm_;
   layers::Linear lm_head_;
+  bool is_packed_ = false;
   at::Tensor inverse_frequencies_, local_frequencies_;  // the second: of layers with a window, if they differ
 };
 

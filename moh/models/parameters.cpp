@@ -83,7 +83,14 @@ std::optional<Tensor> Parameters::find(const std::string& name) const {
 }
 
 layers::Linear Parameters::linear(const std::string& name, layers::Product product) const {
-  return layers::Linear((*this)[name + ".weight"], find(name + ".bias"), product);
+  layers::Linear linear((*this)[name + ".weight"], find(name + ".bias"), product);
+  const auto blocks = blocks_.find(index_.at(name + ".weight"));
+  return blocks == blocks_.end() ? linear : linear.with_blocks(blocks->second);
+}
+
+void Parameters::know_blocks(const std::string& name, ops::BlockedWeight blocks) {
+  const auto found = index_.find(name);
+  if (found != index_.end()) blocks_.insert_or_assign(found->second, std::move(blocks));
 }
 
 std::vector<at::Tensor> Parameters::under(const std::string& prefix) const {

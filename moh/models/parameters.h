@@ -58,6 +58,8 @@ class Parameters {
   std::optional<at::Tensor> find(const std::string& name) const;
   // NAME.weight, with NAME.bias if there is one.
   layers::Linear linear(const std::string& name, layers::Product product = layers::Product::kFastest) const;
+  // How a file has a tensor: linear() tells it to its maps. Nothing for a name that the list does not have.
+  void know_blocks(const std::string& name, ops::BlockedWeight blocks);
 
   const io::NamedTensors& tensors() const { return tensors_; }
   std::vector<at::Tensor> under(const std::string& prefix) const;  // those whose names begin so
@@ -75,6 +77,7 @@ class Parameters {
   ParameterSpecs specs_;      // of tensors_, one by one
   io::NamedTensors tensors_;  // as saved
   std::unordered_map<std::string, std::size_t> index_;
+  std::unordered_map<std::size_t, ops::BlockedWeight> blocks_;
 };
 
 }  // namespace moh::models

@@ -112,7 +112,7 @@ struct Engine::Impl {
     MOH_CHECK(model.device().is_cpu(), "[serve] the engine runs models on the CPU, this one is on ", model.device());
     MOH_CHECK(options.max_sequences > 0, "[serve] max_sequences must be positive, got ", options.max_sequences);
     options.step_tokens = std::max(options.step_tokens, kPageTokens);
-    model.pack_weights();
+    if (!model.is_packed()) model.pack_weights();
     for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
       layers.push_back(at::zeros({pool.size(), config.num_key_value_heads, kPageTokens, 2 * config.head_dim},
                                  at::TensorOptions(model.dtype())));

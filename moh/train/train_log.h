@@ -22,8 +22,8 @@ struct Pace {
 
 // on_log hears every line of log.jsonl, on_step every step.
 struct Listener {
-  std::function<void(const Json& line)> on_log;
-  std::function<void(const Pace& pace)> on_step;
+  std::function<void(const Json& line)> on_log = {};
+  std::function<void(const Pace& pace)> on_step = {};
 };
 
 class TrainLog {

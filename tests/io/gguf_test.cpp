@@ -4,11 +4,13 @@
 
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <random>
 
 #include "moh/base/fields.h"
 #include "moh/io/checkpoint.h"
 #include "moh/io/files.h"
+#include "moh/io/gguf_blocks.h"
 #include "moh/io/gguf_model.h"
 #include "tests/base/error_of.h"
 #include "tests/io/temp_folder.h"
@@ -277,9 +279,11 @@ TEST(Gguf, ConfigurationIsMadeOfTheMetadata) {
             place + "keys and values of different lengths are not supported");
   File other = model();
   other.values[0] = File().text("general.architecture", "mamba").values[0];
-  EXPECT_EQ(refused(other),
-            place + "architecture \"mamba\" is not supported; supported: llama, smollm3, qwen2, qwen3, gemma, gemma2, gemma3, phi3, "
-                    "olmo2, granite");
+  EXPECT_EQ(
+      refused(other),
+      place +
+          "architecture \"mamba\" is not supported; supported: llama, smollm3, qwen2, qwen3, gemma, gemma2, gemma3, phi3, "
+          "olmo2, granite");
   File missing = model();
   missing.values.erase(missing.values.begin() + 1);
   EXPECT_EQ(refused(missing), place + "`llama.embedding_length` is missing");
@@ -287,6 +291,33 @@ TEST(Gguf, ConfigurationIsMadeOfTheMetadata) {
   factors.tensors.push_back({"rope_freqs.weight", {4}, 0, 512});
   factors.data += 16;  // 0x10203040 and the like: no rule gives them
   EXPECT_TRUE(refused(factors).starts_with(place + "`rope_freqs.weight` number ")) << refused(factors);
+}
+
+TEST(Gguf, BlocksAreTheTensorsNumbersInTheSameOrderOfRows) {
+  const TempFolder folder;
+  File file = model();
+  const std::uint64_t start = (file.data + 31) / 32 * 32;
+  file.tensors.push_back({"blk.0.attn_q.weight", {32, 8}, 8, start});                // Q8_0: rows are llama.cpp's
+  file.tensors.push_back({"blk.0.attn_v.weight", {32, 8}, 2, start + 8 * 34 + 16});  // Q4_0
+  file.tensors.push_back({"blk.0.ffn_up.weight", {32, 3}, 3, start + 8 * 34 + 16 + 8 * 18 + 16});  // Q4_1
+  file.data = start + 8 * 34 + 16 + 8 * 18 + 16 + 3 * 20;
+  write_file(folder.file("m.gguf"), file.bytes());
+  const GgufModel read(folder.file("m.gguf"));
+  std::map<std::string, at::Tensor> numbers;
+  for (const auto& [name, tensor] : read.tensors(at::kFloat)) numbers.emplace(name, tensor);
+  const auto all = read.blocks({"Q8_0", "Q4_0", "Q4_1"});
+  ASSERT_EQ(all.size(), 3U);
+  EXPECT_EQ(read.blocks({"Q4_0"}).size(), 1U);
+  for (const StoredBlocks& blocks : all) {
+    ASSERT_TRUE(numbers.contains(blocks.name)) << blocks.name;
+    const at::Tensor& expected = numbers.at(blocks.name);
+    const at::Tensor bytes = blocks.bytes.contiguous();
+    const at::Tensor got = at::empty_like(expected);
+    const std::uint32_t id = blocks.type == "Q8_0" ? 8 : blocks.type == "Q4_0" ? 2 : 3;
+    dequantize(*find_block_type(id), {static_cast<const std::byte*>(bytes.const_data_ptr()), bytes.nbytes()},
+               got.mutable_data_ptr<float>());
+    EXPECT_TRUE(at::equal(got, expected)) << blocks.name;
+  }
 }
 
 TEST(Gguf, AFolderMeansTheOneModelInIt) {

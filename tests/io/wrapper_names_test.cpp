@@ -14,7 +14,7 @@ Names stripped(Names names) {
 
 TEST(WrapperNames, AreTakenAwayHoweverTheyAreNested) {
   const Names plain = {"patch.weight", "blocks.0.attn.q.weight"};
-  for (const std::string& prefix :
+  for (const std::string prefix :
        {"", "module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.module.",
         "module.module.", "_fsdp_wrapped_module.", "model.model._orig_mod._orig_mod."}) {
     EXPECT_EQ(stripped({prefix + plain[0], prefix + plain[1]}), plain) << prefix;

@@ -106,6 +106,38 @@ TEST_P(PackedLinearOnBackend, ARowDoesNotDependOnTheOthersToTheBit) {
   }
 }
 
+// Where a head is not used x is zero, or the results are wanted to be.
+TEST_P(PackedLinearOnBackend, SkippedHeadsChangeNoBit) {
+  using Side = HeadSides::Side;
+  for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+    for (const Side side : {Side::kInputs, Side::kOutputs}) {
+      constexpr std::int64_t kRows = 29, kHeads = 6, kSize = 32, kAll = kHeads * kSize;
+      Case skipped(kRows, kAll, kAll, type, type, true, 0), whole(kRows, kAll, kAll, type, type, true, 0);
+      std::vector<float> gates(kRows * kHeads);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t h = 0; h < kHeads; ++h) {
+          gates[r * kHeads + h] = (r / 5 + h) % 3 != 0 ? 0.5F : 0.0F;
+          if (gates[r * kHeads + h] != 0 || side == Side::kOutputs) continue;
+          for (Case* const each : {&skipped, &whole}) {
+            std::memset(&each->x[(r * kAll + h * kSize) * size_of(type)], 0, kSize * size_of(type));
+          }
+        }
+      }
+      skipped.p.heads = {side, gates.data(), kHeads, kSize};
+      backend_->packed_linear(skipped.p);
+      backend_->packed_linear(whole.p);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t o = 0; o < kAll; ++o) {
+          const std::int64_t at = (r * kAll + o) * size_of(type);
+          const bool zero = side == Side::kOutputs && gates[r * kHeads + o / kSize] == 0;
+          ASSERT_EQ(to_double(&skipped.y[at], type), zero ? 0 : to_double(&whole.y[at], type))
+              << "row " << r << " output " << o;
+        }
+      }
+    }
+  }
+}
+
 std::vector<std::string> packed_backends() {
   std::vector<std::string> names;
   for (const Backend& backend : backends()) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <tuple>
 
 #include "moh/base/error.h"
 #include "moh/eval/perplexity.h"
@@ -121,6 +122,45 @@ TEST(Llama, CacheGivesTheSameLogitsAsOnePass) {
     parts.push_back(model.forward({.ids = ids.narrow(1, start, length), .cache = &cache}).logits);
   }
   EXPECT_LE((at::cat(parts, 1) - whole).abs().max().item<double>(), 1e-5);
+}
+
+TEST(Llama, WeightsStoredAnewGiveNearlyTheSameLogits) {
+  const c10::NoGradGuard no_grad;
+  LlamaConfig config = small_config();
+  config.moh = make_moh_config(config.num_hidden_layers, config.num_attention_heads, 0.5, 0.25, std::nullopt,
+                               "two-stage");
+  const Tensor ids = at::randint(96, {2, 40}, at::TensorOptions(at::kLong));
+  const Tensor expected = Llama::initialize(config, 5).forward({.ids = ids}).logits;
+  for (const auto& [storage, most, least_bits, most_bits] :
+       {std::tuple(moh::ops::WeightStorage::kSame, 1e-5, 32.0, 33.0),
+        {moh::ops::WeightStorage::kInt8, 0.03, 8.5, 8.6},
+        {moh::ops::WeightStorage::kInt4, 0.3, 4.5, 4.6}}) {
+    Llama model = Llama::initialize(config, 5);
+    EXPECT_FALSE(model.is_packed());
+    const auto bytes = static_cast<double>(model.pack_weights(storage));
+    EXPECT_TRUE(model.is_packed());
+    double numbers = 0;
+    for (const auto& [name, tensor] : model.parameters()) {
+      if (name.find("_proj.weight") != std::string::npos || name.find("lm_head") != std::string::npos ||
+          (config.tie_word_embeddings && name.find("embed_tokens") != std::string::npos)) {
+        numbers += static_cast<double>(tensor.numel());
+      }
+    }
+    EXPECT_GE(8 * bytes / numbers, least_bits);
+    EXPECT_LE(8 * bytes / numbers, most_bits);
+    const Tensor logits = model.forward({.ids = ids}).logits;
+    const double error = ((logits - expected).norm() / expected.norm()).item<double>();
+    EXPECT_LE(error, most);
+    if (storage != moh::ops::WeightStorage::kSame) {
+      EXPECT_GT(error, 1e-4);  // something was rounded
+    }
+    // Token by token, through the cache, the same.
+    auto cache = model.make_cache(2, 40);
+    for (std::int64_t i = 0; i < 40; ++i) {
+      const Tensor one = model.forward({.ids = ids.narrow(1, i, 1), .cache = &cache}).logits;
+      EXPECT_LE((one - logits.narrow(1, i, 1)).abs().max().item<double>(), 1e-4) << i;
+    }
+  }
 }
 
 TEST(Llama, AllHeadsOnWithTheNormRouterIsTheDenseModel) {

@@ -7,6 +7,7 @@
 #include "moh/kernels/head_attention.h"
 #include "moh/kernels/packed_linear.h"
 #include "moh/kernels/projection.h"
+#include "moh/kernels/quantized_linear.h"
 
 #define MOH_DECLARE_PAIR_ISA(isa)                             \
   namespace moh::kernels::isa {                               \
@@ -15,6 +16,7 @@
   void project_heads(const ProjectionParams& p);              \
   void combine_heads(const ProjectionParams& p);              \
   void weight_gradient(const ProjectionParams& p);            \
+  void quantized_linear(const QuantizedLinearParams& p);      \
   }
 
 #define MOH_DECLARE_ISA(isa)                                              \

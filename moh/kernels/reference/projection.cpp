@@ -74,19 +74,4 @@ void weight_gradient(const ProjectionParams& p) {
   }
 }
 
-void packed_linear(const PackedLinearParams& p) {
-  for (std::int64_t r = 0; r < p.rows; ++r) {
-    for (std::int64_t o = 0; o < p.outputs; ++o) {
-      const std::int64_t panel = o / kPackedColumns * kPackedColumns * p.inputs;
-      double sum = p.bias == nullptr ? 0 : p.bias[o];
-      for (std::int64_t i = 0; i < p.inputs; ++i) {
-        const std::int64_t at = (panel + i * kPackedColumns + o % kPackedColumns) * size_of(p.weight_dtype);
-        sum += get(p.x, p.dtype, r, i) * to_double(static_cast<const char*>(p.weight) + at, p.weight_dtype);
-      }
-      const std::int64_t to = (r * p.y.stride[0] + o * p.y.stride[1]) * size_of(p.dtype);
-      from_double(static_cast<char*>(p.y.data) + to, p.dtype, sum);
-    }
-  }
-}
-
 }  // namespace moh::kernels::reference
