@@ -192,6 +192,9 @@ void save_tensors(const std::string& file, const NamedTensors& tensors,
 Json load_config(const std::string& folder) {
   if (const auto gguf = find_gguf(folder)) return GgufModel(*gguf).config();
   const std::string file = folder + "/config.json";
+  const fs::path parent = fs::path(folder).parent_path();
+  MOH_CHECK(!fs::is_regular_file(folder) || !fs::exists(parent / "config.json"), "[checkpoint] ", folder,
+            " is a file of a model folder; did you mean the folder, ", parent.empty() ? "." : parent.string(), "?");
   MOH_CHECK(!fs::is_regular_file(folder), "[checkpoint] ", folder,
             " is a file, not a model folder; `moh convert FILE FOLDER` makes one of a checkpoint (a zip archive of "
             "torch.save, or .safetensors)");

@@ -74,7 +74,8 @@ bool find_numbered(const std::string& folder, const Layout& layout, const std::v
   return false;
 }
 
-[[noreturn]] void no_weights(const std::string& folder, const std::vector<std::string>& names) {
+// What a folder that is no model's holds instead, with the remedy; empty: nothing that is known.
+std::string other_layout(const std::vector<std::string>& names) {
   const auto any = [&](const auto& fits) { return std::any_of(names.begin(), names.end(), fits); };
   const auto ends = [&](std::string_view ending) {
     return any([&](const std::string& name) { return name.ends_with(ending); });
@@ -82,17 +83,28 @@ bool find_numbered(const std::string& folder, const Layout& layout, const std::v
   const auto begins = [&](std::string_view beginning) {
     return any([&](const std::string& name) { return name.starts_with(beginning); });
   };
+  if (begins("adapter_model") || begins("adapter_config")) {
+    return "; it holds an adapter (LoRA) alone: merge it into its model first (peft: merge_and_unload, "
+           "save_pretrained)";
+  }
+  if (begins("consolidated.")) {
+    return "; it holds the weights in Meta's or Mistral's own layout: take the Hugging Face form of the model";
+  }
+  if (begins("tf_model") || begins("flax_model") || ends(".onnx") || ends(".msgpack")) {
+    return "; it holds those of another framework: load it in transformers and save it by save_pretrained";
+  }
+  if (begins("global_step")) {
+    return "; it holds a checkpoint of DeepSpeed, in parts: its zero_to_fp32.py makes one file of them";
+  }
+  if (ends(".incomplete") || ends(".part") || ends(".crdownload")) return "; a download is not complete";
+  return "";
+}
+
+[[noreturn]] void no_weights(const std::string& folder, const std::vector<std::string>& names) {
   std::string said =
       " has no weights: neither model.safetensors, pytorch_model.bin, an index of shards, nor a .gguf file";
-  if (begins("adapter_model") || begins("adapter_config")) {
-    said +=
-        "; it holds an adapter (LoRA) alone: merge it into its model first (peft: merge_and_unload, save_pretrained)";
-  } else if (begins("consolidated.")) {
-    said += "; it holds the weights in Meta's or Mistral's own layout: take the Hugging Face form of the model";
-  } else if (begins("tf_model") || begins("flax_model") || ends(".onnx") || ends(".msgpack")) {
-    said += "; it holds those of another framework: load it in transformers and save it by save_pretrained";
-  } else if (ends(".incomplete") || ends(".part") || ends(".crdownload")) {
-    said += "; a download is not complete";
+  if (const std::string other = other_layout(names); !other.empty()) {
+    said += other;
   } else {
     said += model_folder_hint(folder);
   }
@@ -136,7 +148,7 @@ std::string model_folder_hint(const std::string& folder) {
       if (is_model_folder(inner / revision)) return "; did you mean " + one_line((inner / revision).string()) + "?";
     }
   }
-  return "";
+  return is_model_folder(folder) ? "" : other_layout(names_in(folder));
 }
 
 void refuse_stand_in(std::span<const std::byte> content, const std::string& prefix) {

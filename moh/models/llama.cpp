@@ -215,6 +215,8 @@ Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
 }
 
 Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, ReadAs as) {
+  // What is wrong with the configuration is said before anything of the weights.
+  parse_llama_config(io::load_config(folder), io::config_file(folder), as);
   io::ModelFolder files = io::load_model(folder, dtype);
   LlamaConfig config = parse_llama_config(files.config, files.described_by, as);
   return Llama(std::move(config), std::move(files.tensors));

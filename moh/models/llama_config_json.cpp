@@ -237,9 +237,11 @@ LlamaConfig parse_model_part(const Json& source, const std::string& where) {
             " is not supported; supported: ", llama_family_names());
   const LlamaFamily& family = *found;
   const Json json = with_one_rope(source, family, where);
-  const auto quantization = json.find("quantization_config");
-  MOH_CHECK(quantization == json.end() || quantization->is_null(), "[", where,
-            "] the weights are quantised (`quantization_config`), which is not supported; use the bf16 or fp16 model");
+  for (const char* key : {"quantization_config", "quantization"}) {  // the second is MLX's
+    const auto quantization = json.find(key);
+    MOH_CHECK(quantization == json.end() || quantization->is_null(), "[", where, "] the weights are quantised (`", key,
+              "`), which is not supported; use the bf16 or fp16 model, or a GGUF file");
+  }
   bool bidirectional = false;
   read(json, "use_bidirectional_attention", bidirectional, where);
   MOH_CHECK(!bidirectional, "[", where, "] `use_bidirectional_attention` is not supported");

@@ -182,6 +182,21 @@ def test_shards_in_other_ways():
             if not name.endswith("gguf"):
                 refused("eval", target, "--data", IDS, words=[name, words])
             (folder / name).unlink()
+    # The same of folders without config.json, and a file where the folder is meant.
+    for name, words in {"adapter_model.safetensors": "merge_and_unload", "consolidated.00.pth": "Meta's or Mistral's own layout",
+                        "global_step100": "zero_to_fp32.py"}.items():
+        bare = FOLDER / f"bare_{name}"
+        bare.mkdir()
+        (bare / name).write_bytes(b"")
+        refused("eval", bare, "--data", IDS, words=["no config.json", words])
+    whole = dense("whole")
+    refused("eval", whole / "model.safetensors", "--data", IDS, words=["did you mean the folder", str(whole)])
+    # Numbers of 8 and 4 bits that others made: what config.json says comes before what the weights look like.
+    for key, tensor in {"quantization_config": torch.zeros(2, 2).to(torch.float8_e4m3fn), "quantization": torch.zeros(2, dtype=torch.uint32)}.items():
+        quantized = dense(key)
+        edit(quantized, **{key: {"bits": 4}})
+        save_file({"model.layers.0.self_attn.q_proj.weight": tensor}, quantized / "model.safetensors")
+        refused("eval", quantized, "--data", IDS, words=["quantised", key])
     # A model inside: the cache of huggingface_hub, and a Trainer's checkpoints.
     cache = FOLDER / "models--a--b"
     shutil.copytree(dense("inner"), cache / "snapshots" / "abc")
