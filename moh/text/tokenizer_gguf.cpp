@@ -93,7 +93,14 @@ Described described(const io::GgufFile& file) {
 
   Json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"post_processor", nullptr}};
   Json added = Json::array(), vocab = Json::object();
-  Json bpe = {{"type", "BPE"}, {"byte_fallback", is_spm}, {"fuse_unk", is_spm}};
+  Json bpe = {{"type", "BPE"},
+              {"dropout", nullptr},
+              {"unk_token", nullptr},
+              {"continuing_subword_prefix", nullptr},
+              {"end_of_word_suffix", nullptr},
+              {"byte_fallback", is_spm},
+              {"fuse_unk", is_spm},
+              {"ignore_merges", false}};
   // Added one after the other: the map itself would look through all that it has for each.
   std::vector<Json::object_t::value_type>& entries = vocab.get_ref<Json::object_t&>();
   for (std::size_t id = 0; id < tokens.size(); ++id) {

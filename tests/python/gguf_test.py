@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import numpy as np
+import tokenizers
 import torch
 
 from golden_case import randomize, run_golden_tests, tensors_of, transformers, write_case
@@ -215,9 +216,64 @@ def check(name, folder, seed):
     write_case(folder / f"{name}.safetensors", [name], tensors, **({} if whole == torch.float32 else {"load_as": "fp32"}))
 
 
+WORDS = "One day a little girl found 12 red balloons, didn't she?\n\tShe said: \u00fcber naïve 日本語 🙂 words words  worded.\n"
+
+
+def check_tokenizer(folder):
+    """The tokenizer within a GGUF file is a Hugging Face folder's after a conversion: the same ids as PyPI's tokenizers give."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    described = json.loads(tokenizer.to_str())["model"]
+    vocabulary = [token for token, _ in sorted(described["vocab"].items(), key=lambda entry: entry[1])]
+
+    config = transformers.LlamaConfig(**{**SMALL, "vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 2})
+    model = transformers.LlamaForCausalLM(config)
+    place = folder / "with_tokenizer"
+    place.mkdir()
+    add_metadata = gguf.GGUFWriter.write_header_to_file
+
+    def with_tokenizer(writer, *arguments):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(vocabulary)
+        writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in vocabulary])
+        writer.add_token_merges([" ".join(pair) for pair in described["merges"]])
+        writer.add_add_bos_token(False)
+        writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
+        add_metadata(writer, *arguments)
+    gguf.GGUFWriter.write_header_to_file = with_tokenizer
+    try:
+        with torch.no_grad():
+            write_gguf(place / "model.gguf", "llama", ["Q8_0"], model, 1)
+    finally:
+        gguf.GGUFWriter.write_header_to_file = add_metadata
+
+    export(place, folder / "with_tokenizer_hf")
+    moh = folder / "with_tokenizer_moh"
+    subprocess.run([BUILD / "moh", "convert", place, moh, "--activated", "0.5", "--threads", "1"], check=True, capture_output=True)
+    text = folder / "words.txt"
+    text.write_text(WORDS)
+    expected = tokenizer.encode(WORDS).ids
+    for source in (place, folder / "with_tokenizer_hf", moh):
+        ids = folder / "ids.npy"
+        subprocess.run([BUILD / "moh", "tokenizer", "encode", source, "--file", text, "--out", ids], check=True, capture_output=True)
+        assert np.load(ids).tolist() == expected, source
+    loaded = transformers.AutoTokenizer.from_pretrained(moh)
+    assert loaded.encode(WORDS) == expected
+    assert (loaded.bos_token, loaded.eos_token) == (special[0], special[2])
+    assert loaded.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|im_start|>hi<|im_end|>"
+    assert loaded.encode("<|im_start|>hi<|im_end|>")[0] == 1
+
+
 def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moh_gguf_"))
     try:
+        check_tokenizer(folder)
         for seed, name in enumerate(CASES):
             check(name, folder, seed)
         status = run_golden_tests(BUILD, folder)
