@@ -93,20 +93,24 @@ struct RoundedRows {
         most = max_of(magnitude, most);
         sum += magnitude;
       }
-      const float largest = max_in(most);
+      const float largest = max_in(most), everything = sum_in(sum);
       const float factor = largest > 0 ? 127.0F / largest : 0.0F;
+      // Where a number is infinite or NaN, so is the scale, and the numbers, which no integer says, are zeros; zeros
+      // too where all are so small that the factor is infinite.
+      const bool can_be_rounded = everything - everything == 0 && factor < INFINITY;
+      if (!can_be_rounded) memset(numbers, 0, sizeof(numbers));
       IntVec total = {};
       for (int64_t i = 0; i < kBlockInputs; i += kWidth) {
         constexpr float kMagic = 12582912.0F;  // adding it rounds to nearest even
-        const IntVec rounded = (IntVec)(load(numbers + i) * factor + kMagic) - (IntVec)splat(kMagic);
+        const float by = can_be_rounded ? factor : 0.0F;
+        const IntVec rounded = (IntVec)(load(numbers + i) * by + kMagic) - (IntVec)splat(kMagic);
         store(q + i, rounded);
         total += rounded;
       }
       int32_t all = 0;
       for (int i = 0; i < kWidth; ++i) all += total[i];
-      const float ordinary = sum_in(sum);  // infinite or NaN where a number is, or where none of them can be rounded
       const int64_t at = row * blocks + b;
-      scales[at] = ordinary - ordinary == 0 && factor < INFINITY ? largest / 127.0F : ordinary + (ordinary - ordinary);
+      scales[at] = can_be_rounded ? largest / 127.0F : everything - everything;
       sums[at] = all;
       int32_t* const to = words.data + at * kGroups * kWords;
       for (int64_t g = 0; g < kGroups; ++g) {
