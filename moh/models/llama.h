@@ -110,7 +110,8 @@ class Llama {
   void to(at::Device device);
   at::ScalarType dtype() const { return embedding_.scalar_type(); }
   // From now on products are made row by row by weights stored anew (layers::Linear::packed), a second copy of them.
-  // `folder`: where the model is from; blocks that a GGUF file has in this storage are kept. Returns the bytes of the
+  // `folder`: where the model is from; blocks that a GGUF file has in this storage are kept. The head has 8 bits where
+  // the rest has 4. Returns the bytes of the
   // new weights.
   std::int64_t pack_weights(ops::WeightStorage storage = ops::WeightStorage::kSame, const std::string& folder = "");
   bool is_packed() const { return is_packed_; }
