@@ -27,7 +27,7 @@ if ((${#targets[@]} == 0)); then
   for source in tests/fuzz/*_fuzzer.cpp; do targets+=("$(basename "$source" _fuzzer.cpp)"); done
 fi
 
-inputs_of() { sed -n 's/^stat::number_of_executed_units: *//p' "$1"; }
+inputs_of() { sed -n 's/^stat::number_of_executed_units: *//p' "$1" | tail -n 1; }
 
 mkdir -p build-fuzz/faults
 for target in "${targets[@]}"; do
