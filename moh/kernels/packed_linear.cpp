@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "moh/kernels/each_item.h"
+
 namespace moh::kernels {
 namespace {
 
@@ -22,17 +24,14 @@ void pack_panel_of(const T* weight, std::int64_t panel, std::int64_t outputs, st
 void pack_weight(const void* weight, std::int64_t bytes, std::int64_t outputs, std::int64_t inputs,
                  std::int64_t output_stride, std::int64_t input_stride, void* packed, const Parallel& parallel) {
   const std::int64_t panels = (outputs + kPackedColumns - 1) / kPackedColumns;
-  const int workers = static_cast<int>(std::min<std::int64_t>(parallel.num_threads, panels));
-  parallel(workers, [&](int worker) {
-    for (std::int64_t panel = panels * worker / workers; panel < panels * (worker + 1) / workers; ++panel) {
-      const auto pack = [&]<class T>(const T* from, T* to) {
-        pack_panel_of(from, panel, outputs, inputs, output_stride, input_stride, to);
-      };
-      if (bytes == 4) {
-        pack(static_cast<const std::uint32_t*>(weight), static_cast<std::uint32_t*>(packed));
-      } else {
-        pack(static_cast<const std::uint16_t*>(weight), static_cast<std::uint16_t*>(packed));
-      }
+  split_items(parallel, panels, [&](std::int64_t panel) {
+    const auto pack = [&]<class T>(const T* from, T* to) {
+      pack_panel_of(from, panel, outputs, inputs, output_stride, input_stride, to);
+    };
+    if (bytes == 4) {
+      pack(static_cast<const std::uint32_t*>(weight), static_cast<std::uint32_t*>(packed));
+    } else {
+      pack(static_cast<const std::uint16_t*>(weight), static_cast<std::uint16_t*>(packed));
     }
   });
 }

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "moh/kernels/each_item.h"
+
 namespace moh::kernels {
 namespace {
 
@@ -80,20 +82,12 @@ uint8_t raw_number(const uint8_t* block, WeightBlocks kind, int64_t i) {
   return i < kBlockInputs / 2 ? numbers[i] & 15U : numbers[i - kBlockInputs / 2] >> 4;
 }
 
-template <class Body>
-void split(const Parallel& parallel, int64_t count, const Body& body) {
-  const int workers = static_cast<int>(std::min<int64_t>(parallel.num_threads, count));
-  parallel(workers, [&](int worker) {
-    for (int64_t i = count * worker / workers; i < count * (worker + 1) / workers; ++i) body(i);
-  });
-}
-
 }  // namespace
 
 void quantize_blocks(const float* weight, int64_t outputs, int64_t inputs, WeightBlocks kind, void* blocks,
                      const Parallel& parallel) {
   const int64_t count = blocks_of(inputs), bytes = block_bytes(kind);
-  split(parallel, outputs, [&](int64_t o) {
+  split_items(parallel, outputs, [&](int64_t o) {
     for (int64_t b = 0; b < count; ++b) {
       float numbers[kBlockInputs] = {};
       const int64_t size = std::min(kBlockInputs, inputs - b * kBlockInputs);
@@ -106,7 +100,7 @@ void quantize_blocks(const float* weight, int64_t outputs, int64_t inputs, Weigh
 void pack_blocks(const void* blocks, int64_t outputs, int64_t inputs, WeightBlocks kind, void* packed,
                  const Parallel& parallel) {
   const int64_t count = blocks_of(inputs), bytes = block_bytes(kind), header = header_of(kind);
-  split(parallel, (outputs + kStripOutputs - 1) / kStripOutputs, [&](int64_t strip) {
+  split_items(parallel, (outputs + kStripOutputs - 1) / kStripOutputs, [&](int64_t strip) {
     for (int64_t b = 0; b < count; ++b) {
       uint8_t* const to = static_cast<uint8_t*>(packed) + (strip * count + b) * kStripOutputs * bytes;
       uint8_t* const numbers = to + kStripOutputs * header;

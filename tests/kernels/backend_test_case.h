@@ -52,6 +52,16 @@ class BackendTest : public testing::TestWithParam<std::string> {
   const moh::kernels::Backend* backend_ = nullptr;
 };
 
+// Names of the backends that have a kernel.
+template <class Kernel>
+std::vector<std::string> backends_with(Kernel moh::kernels::Backend::*kernel) {
+  std::vector<std::string> names;
+  for (const auto& backend : moh::kernels::backends()) {
+    if (backend.*kernel != nullptr) names.emplace_back(backend.name);
+  }
+  return names;
+}
+
 inline moh::kernels::Parallel threads(int count) {
   moh::kernels::Parallel parallel;
   parallel.num_threads = count;

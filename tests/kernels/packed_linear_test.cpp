@@ -138,14 +138,7 @@ TEST_P(PackedLinearOnBackend, SkippedHeadsChangeNoBit) {
   }
 }
 
-std::vector<std::string> packed_backends() {
-  std::vector<std::string> names;
-  for (const Backend& backend : backends()) {
-    if (backend.packed_linear != nullptr) names.emplace_back(backend.name);
-  }
-  return names;
-}
-INSTANTIATE_TEST_SUITE_P(Packed, PackedLinearOnBackend, testing::ValuesIn(packed_backends()),
+INSTANTIATE_TEST_SUITE_P(Packed, PackedLinearOnBackend, testing::ValuesIn(backends_with(&Backend::packed_linear)),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -225,14 +225,8 @@ TEST_P(QuantizedLinearOnBackend, WhatIsNotFiniteShows) {
   }
 }
 
-std::vector<std::string> quantized_backends() {
-  std::vector<std::string> names;
-  for (const Backend& backend : backends()) {
-    if (backend.quantized_linear != nullptr) names.emplace_back(backend.name);
-  }
-  return names;
-}
-INSTANTIATE_TEST_SUITE_P(Quantized, QuantizedLinearOnBackend, testing::ValuesIn(quantized_backends()),
+INSTANTIATE_TEST_SUITE_P(Quantized, QuantizedLinearOnBackend,
+                         testing::ValuesIn(backends_with(&Backend::quantized_linear)),
                          [](const auto& info) { return info.param; });
 
 TEST(Quantize, NumbersComeBackWithinHalfAStep) {

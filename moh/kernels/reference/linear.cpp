@@ -14,14 +14,13 @@ double x_at(const Params& p, std::int64_t r, std::int64_t i) {
   return to_double(static_cast<const char*>(p.x.data) + place * size_of(p.dtype), p.dtype);
 }
 
+// Zero where the row does not use the output's head.
 template <class Params>
 void put(const Params& p, std::int64_t r, std::int64_t o, double value) {
+  const HeadSides& heads = p.heads;
+  if (heads.side == HeadSides::Side::kOutputs && heads.gates[r * heads.count + o / heads.size] == 0) value = 0;
   const std::int64_t place = r * p.y.stride[0] + o * p.y.stride[1];
   from_double(static_cast<char*>(p.y.data) + place * size_of(p.dtype), p.dtype, value);
-}
-
-bool unused_output(const HeadSides& heads, std::int64_t row, std::int64_t output) {
-  return heads.side == HeadSides::Side::kOutputs && heads.gates[row * heads.count + output / heads.size] == 0;
 }
 
 }  // namespace
@@ -31,8 +30,7 @@ void packed_linear(const PackedLinearParams& p) {
     for (std::int64_t o = 0; o < p.outputs; ++o) {
       const std::int64_t panel = o / kPackedColumns * kPackedColumns * p.inputs;
       double sum = p.bias == nullptr ? 0 : p.bias[o];
-      if (unused_output(p.heads, r, o)) sum = 0;
-      for (std::int64_t i = 0; i < p.inputs && !unused_output(p.heads, r, o); ++i) {
+      for (std::int64_t i = 0; i < p.inputs; ++i) {
         const std::int64_t at = (panel + i * kPackedColumns + o % kPackedColumns) * size_of(p.weight_dtype);
         sum += x_at(p, r, i) * to_double(static_cast<const char*>(p.weight) + at, p.weight_dtype);
       }
@@ -74,7 +72,6 @@ void quantized_linear(const QuantizedLinearParams& p) {
         }
         sum += static_cast<double>(static_cast<float>(largest) / 127.0F) * (scale * dot + minimum * total);
       }
-      if (unused_output(p.heads, r, o)) sum = 0;
       put(p, r, o, sum);
     }
   }
