@@ -84,8 +84,8 @@ std::string open_training(const Context& context, bool resume, const std::string
     // torchrun starts again with the arguments that began the run.
     const bool restarted = distributed::restarts_from_environment() > 0;
     for (const char* section : {"model", "moh"}) {
-      MOH_CHECK(restarted || !context.given_sections.contains(section), "[train] a run that is resumed keeps its model: --", section,
-                ".KEY is for a new one");
+      MOH_CHECK(restarted || !context.given_sections.contains(section),
+                "[train] a run that is resumed keeps its model: --", section, ".KEY is for a new one");
     }
     const Json defaults = run;
     MOH_CHECK(fs::exists(record), "[train] ", out, " has no run.json, so there is nothing to resume");

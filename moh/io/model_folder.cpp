@@ -70,10 +70,11 @@ void check_tied_head(const std::string& folder, ModelFolder& model) {
 
 }  // namespace
 
-ModelFolder load_model(const std::string& folder, std::optional<at::ScalarType> dtype) {
+ModelFolder load_model(const std::string& folder, std::optional<at::ScalarType> dtype, const ConfigCheck& check) {
   ModelFolder model;
   model.config = load_config(folder);
   model.described_by = config_file(folder);
+  if (check) check(model.config, model.described_by);
   model.tensors = load_tensors(folder, dtype);
   if (!dtype) make_one_type(folder, model);
   check_tied_head(folder, model);

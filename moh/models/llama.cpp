@@ -215,9 +215,8 @@ Llama Llama::initialize(const LlamaConfig& config, std::uint64_t seed) {
 }
 
 Llama Llama::load(const std::string& folder, optional<at::ScalarType> dtype, ReadAs as) {
-  // What is wrong with the configuration is said before anything of the weights.
-  parse_llama_config(io::load_config(folder), io::config_file(folder), as);
-  io::ModelFolder files = io::load_model(folder, dtype);
+  io::ModelFolder files = io::load_model(
+      folder, dtype, [as](const Json& config, const std::string& where) { parse_llama_config(config, where, as); });
   LlamaConfig config = parse_llama_config(files.config, files.described_by, as);
   return Llama(std::move(config), std::move(files.tensors));
 }
@@ -239,7 +238,8 @@ void Llama::to(at::Device device) {
 }
 
 std::int64_t Llama::pack_weights(ops::WeightStorage storage, const std::string& folder) {
-  if (const auto gguf = folder.empty() ? nullopt : io::find_gguf(folder)) {
+  const bool kept_as_they_are = storage == ops::WeightStorage::kSame || folder.empty();
+  if (const auto gguf = kept_as_they_are ? nullopt : io::find_gguf(folder)) {
     static const std::map<std::string, kernels::WeightBlocks> kinds = {{"Q8_0", kernels::WeightBlocks::kQ8_0},
                                                                        {"Q4_0", kernels::WeightBlocks::kQ4_0},
                                                                        {"Q4_1", kernels::WeightBlocks::kQ4_1}};
