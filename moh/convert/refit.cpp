@@ -10,7 +10,7 @@ using at::Tensor;
 
 namespace {
 
-constexpr double kProjectionPenalty = 0.03, kMeanPenalty = 0.001;
+constexpr double kProjectionPenalty = 2, kMeanPenalty = 0.001;
 constexpr std::int64_t kRows = 1024;  // that are laid out at a time
 
 }  // namespace
@@ -39,8 +39,8 @@ OutputWeights refit_outputs(const Tensor& heads, const Tensor& gates, const Tens
   }
   const Tensor squares = ridge.mean_squares() * ridge.rows();
   const at::TensorOptions options(at::kDouble);
-  const Tensor heads_penalty =
-      at::full({inputs}, 1, options) * (kProjectionPenalty * squares.narrow(0, 0, inputs).mean());
+  const double penalty_share = kProjectionPenalty * static_cast<double>(inputs) / static_cast<double>(rows);
+  const Tensor heads_penalty = at::full({inputs}, 1, options) * (penalty_share * squares.narrow(0, 0, inputs).mean());
   if (!with_means) return {ridge.solve(heads_penalty, projection.t().to(at::kDouble)).t().contiguous(), {}, {}};
 
   const OutputWeights start = mean_outputs(heads, gates, projection);

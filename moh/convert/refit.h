@@ -4,8 +4,8 @@
 //   target    T = sum over all heads of H_i W_i: what the dense layer makes of the same input
 //   solution  (Phi^T Phi + L) W = Phi^T T + L W_0,  W_0 = [W_O; m; 0]
 //
-// m_j, the mean of H_j W_j where j is left out; L: 0.03 of the mean diagonal of the heads' block for W_O's rows, 0.001
-// N for the means and the constant.
+// m_j, the mean of H_j W_j where j is left out; L: for W_O's rows the mean diagonal of the heads' block times 2 inputs / N
+// (the more tokens, the less of it), 0.001 N for the means and the constant.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -63,7 +63,7 @@ TEST(ConvertRefit, HeadsThatRunStandInForTheOthers) {
     const Tensor mean = heads.select(1, j).index({out}).mean(0);
     prior[choices * width + j].copy_(at::matmul(projection.narrow(1, j * width, width), mean));
   }
-  penalty.narrow(0, 0, choices * width).fill_(0.03 * gated.square().sum(0).mean().item<double>());
+  penalty.narrow(0, 0, choices * width).fill_(2.0 * 12 / rows * gated.square().sum(0).mean().item<double>());
   const Tensor expected = least_squares(phi, target, penalty, prior);
   EXPECT_TRUE(at::allclose(got.projection, expected.narrow(0, 0, 12).t(), 1e-8, 1e-9));
   EXPECT_TRUE(at::allclose(got.mean, expected.narrow(0, 12, 3).t(), 1e-8, 1e-9));
