@@ -53,7 +53,10 @@ const Row::Value& Row::at(const std::string& name) const {
 
 std::string Row::json() const {
   std::string line = "{";
-  for (const auto& [name, value] : values_) line += (line.size() > 1 ? "," : "") + quoted(name) + ":" + text_of(value);
+  for (const auto& [name, value] : values_) {
+    if (line.size() > 1) line += ',';
+    line.append(quoted(name)).append(":").append(text_of(value));
+  }
   return line + "}";
 }
 

@@ -157,7 +157,7 @@ std::string markdown_table(const std::vector<std::string>& columns, const std::v
   text += "\n" + rule + "\n";
   for (const Json& row : rows) {
     text += "|";
-    for (const std::string& name : columns) text += " " + column_of(name).cell(row) + " |";
+    for (const std::string& name : columns) text.append(" ").append(column_of(name).cell(row)).append(" |");
     text += "\n";
   }
   return text;

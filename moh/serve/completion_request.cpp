@@ -17,6 +17,12 @@ constexpr int kDepth = 32;
 
 std::string shown(const Json& value) { return value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60); }
 
+// A client's name in one line: its control characters as JSON writes them.
+std::string shown_name(const std::string& name) {
+  const std::string text = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  return text.substr(1, std::min<std::size_t>(text.size() - 2, 60));
+}
+
 // One field of a request.
 struct Field {
   const std::string& name;
@@ -169,7 +175,7 @@ CompletionRequest parse(std::string_view body, const Fields& fields) {
       std::vector<std::string> known;
       for (const auto& each : fields) known.push_back(each.first);
       const std::string near = nearest_name(item.key(), known);
-      fail("[request] unknown field `", item.key().substr(0, 60), "`",
+      fail("[request] unknown field `", shown_name(item.key()), "`",
            near.empty() ? "" : ", did you mean `" + near + "`?");
     }
     if (item.value().is_null()) continue;  // as if it were not there

@@ -188,7 +188,7 @@ Value tojson_filter(Interpreter& in, const Value& input, Args a) {
     } else {
       fault("tojson: `indent` must be int or str, not ", indent->type_name());
     }
-    style.item_separator = ",";
+    style.item_separator.assign(1, ',');
   }
   const Value* separators = a.find(2, "separators");
   if (separators != nullptr && !separators->is_none()) {
@@ -419,9 +419,10 @@ const Value& operand(Args a) {
 bool is_sequence(const Value& value) {
   return value.string() != nullptr || value.list() != nullptr || value.dict() != nullptr || value.is_undefined();
 }
-bool even_or_odd(const Value& value, std::int64_t rest) {
-  const Value found = binary("%", value, std::int64_t{2}, *std::make_unique<Budget>(Limits{}));
-  return found.number() == static_cast<double>(rest);
+// As in Python, % formats where the value is a string: that equals no number.
+bool even_or_odd(const Value& value, std::int64_t rest, Budget& budget) {
+  const Value found = binary("%", value, std::int64_t{2}, budget);
+  return found.is_number() && found.number() == static_cast<double>(rest);
 }
 bool all_of_case(const Value& value, Budget& budget, const char* method) {
   return call_method(Value(str(value, budget)), method, {}, budget).truth();
@@ -439,7 +440,7 @@ const TestEntry kTests[] = {
      [](Interpreter& in, const Value& x, Args a) { return !binary("%", x, operand(a), in.budget).truth(); }},
     {"eq", [](Interpreter& in, const Value& x, Args a) { return equal(x, operand(a), in.budget); }},
     {"equalto", [](Interpreter& in, const Value& x, Args a) { return equal(x, operand(a), in.budget); }},
-    {"even", [](Interpreter&, const Value& x, Args) { return even_or_odd(x, 0); }},
+    {"even", [](Interpreter& in, const Value& x, Args) { return even_or_odd(x, 0, in.budget); }},
     {"false", [](Interpreter&, const Value& x, Args) { return x.is_bool() && !x.flag(); }},
     {"float", [](Interpreter&, const Value& x, Args) { return x.is_float(); }},
     {"ge", [](Interpreter& in, const Value& x, Args a) { return !less(x, operand(a), in.budget); }},
@@ -456,7 +457,7 @@ const TestEntry kTests[] = {
     {"ne", [](Interpreter& in, const Value& x, Args a) { return !equal(x, operand(a), in.budget); }},
     {"none", [](Interpreter&, const Value& x, Args) { return x.is_none(); }},
     {"number", [](Interpreter&, const Value& x, Args) { return x.is_number(); }},
-    {"odd", [](Interpreter&, const Value& x, Args) { return even_or_odd(x, 1); }},
+    {"odd", [](Interpreter& in, const Value& x, Args) { return even_or_odd(x, 1, in.budget); }},
     {"sequence", [](Interpreter&, const Value& x, Args) { return is_sequence(x); }},
     {"string", [](Interpreter&, const Value& x, Args) { return x.string() != nullptr; }},
     {"true", [](Interpreter&, const Value& x, Args) { return x.is_bool() && x.flag(); }},

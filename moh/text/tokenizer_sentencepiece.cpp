@@ -212,7 +212,7 @@ class SentencePieceTokenizer : public Tokenizer {
       if (done == 0 && options_.add_prefix_space) {
         encode_words(processor_, part, /*keep_spaces=*/false, ids);
       } else if (options_.legacy && options_.add_prefix_space && !part.empty() && !part.starts_with(' ')) {
-        encode_words(as_it_stands_, " " + std::string(part), /*keep_spaces=*/true, ids);
+        encode_words(as_it_stands_, std::string(1, ' ').append(part), /*keep_spaces=*/true, ids);
       } else {
         encode_words(as_it_stands_, part, /*keep_spaces=*/true, ids);
       }

@@ -129,7 +129,7 @@ class Splitter {
 
   void apply(const PrefixSpaceStep&, std::string_view text, std::size_t next, bool at_start) {
     if (text.front() == ' ') return run(text, next, at_start);
-    run(" " + std::string(text), next, at_start);
+    run(std::string(1, ' ').append(text), next, at_start);
   }
 
   void apply(const MetaspaceStep& metaspace, std::string_view text, std::size_t next, bool at_start) {

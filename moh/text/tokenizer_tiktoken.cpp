@@ -39,7 +39,7 @@ bool decode_base64(std::string_view text, std::string& bytes) {
     for (int shift = 16; shift >= 0; shift -= 8) bytes += static_cast<char>(group >> shift & 0xff);
     group = 0;
   }
-  bytes.resize(bytes.size() - padding);
+  bytes.erase(bytes.size() - padding);
   return true;
 }
 

@@ -182,7 +182,8 @@ def test_refusals(server):
              ({"prompt": "a", "stop": [""]}, "stop"), ({"prompt": "a", "logprobs": 1000}, "logprobs"),
              ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"), ({"prompt": "a", "activated": 0}, "activated"),
              ({"prompt": [1, "a"]}, "prompt"), ({"prompt": [10**9]}, "prompt"), ({"prompt": "a", "suffix": "b"}, "suffix"),
-             ({"prompt": "a", "max_token": 3}, "max_tokens"), ({"prompt": "a", "stream": 1}, "stream")]
+             ({"prompt": "a", "max_token": 3}, "max_tokens"), ({"prompt": "a", "stream": 1}, "stream"),
+             ({"prompt": "a", "max\ntoken": 3}, "`max\\ntoken`, did you mean `max_tokens`")]
     for body, word in cases:
         status, text = server.ask("POST", "/v1/completions", body)
         assert status == 400 and word in error_of(text), (body, status, text)

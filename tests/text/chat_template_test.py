@@ -1,6 +1,6 @@
 """Chat templates beside Python's jinja2, set up as transformers does: equal byte for byte, and an error where it raises.
 
-The templates beside use what those of Llama 3, Qwen 2.5 and 3, Gemma, Mistral, SmolLM 2 and Phi use; expressions.txt
+The templates beside use what those of Llama 3, Qwen 2.5 and 3, Gemma, Mistral, SmolLM 2 and Phi use; constructs.txt
 holds single constructs. Usage: chat_template_test.py PROBE"""
 
 import json
