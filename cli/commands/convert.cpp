@@ -124,6 +124,7 @@ void set_best(const CLI::App& app, ConvertOptions& options) {
   set("--choose", options.choose, "threshold");
   set("--mean-heads", options.mean_heads, true);
   set("--refit", options.refit, true);
+  set("--leading-tokens", options.leading_tokens, std::int64_t{1});
   set("--budget", options.budget, "global");
   set("--beta", options.beta, 0.0);
   set("--calibration-windows", options.calibration.windows, std::int64_t{32});
@@ -147,7 +148,7 @@ const Registered registered{
        app.add_option("--top-k", options->top_k, "routed heads a token uses; instead of --shared");
        app.add_option("--recipe", options->recipe,
                       "paper: its form unless other options say more; best: --router linear --choose threshold "
-                      "--mean-heads --refit, which keeps most of the quality without training")
+                      "--mean-heads --refit --leading-tokens 1, which keeps most of the quality without training")
            ->check(CLI::IsMember({"paper", "best"}));
        app.add_option("--router", options->router,
                       "norm: parameter-free, by query norm; two-stage: trained; linear: fitted to --data")
@@ -160,6 +161,8 @@ const Registered registered{
                     "linear router: a head that is left out adds its mean output");
        app.add_flag("--refit,!--no-refit", options->refit,
                     "linear router: output projections anew, so that the heads that run stand in for the others");
+       app.add_option("--leading-tokens", options->leading_tokens,
+                      "linear router: so many tokens at the beginning of a sequence use all heads");
        app.add_option("--beta", options->beta, "weight of the load-balance loss in tuning");
        app.add_option("--export", options->export_to,
                       "hf: write the model, dense or MoH, as it is, for Python's transformers (a MoH model with "

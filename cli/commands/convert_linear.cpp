@@ -28,6 +28,9 @@ models::Llama convert_linear(const Context& context, const ConvertOptions& optio
   recipe.weighted = options.weighted;
   recipe.mean_heads = options.mean_heads;
   recipe.refit = options.refit;
+  MOH_CHECK(options.leading_tokens >= 0, "[convert] --leading-tokens must not be negative, got ",
+            options.leading_tokens);
+  recipe.leading_tokens = options.leading_tokens;
   recipe.beta = options.beta;
   recipe.straight_through = options.straight_through.empty() ? "none" : options.straight_through;
   recipe.calibration = options.calibration;

@@ -18,6 +18,7 @@ struct ConvertOptions {
   std::int64_t vocabulary = 0;
   std::vector<std::string> data;
   bool fit_router = false, weighted = false, mean_heads = false, refit = false;
+  std::int64_t leading_tokens = 0;
   double activated = 0.75, beta = 0.01;
   std::optional<double> shared;
   std::optional<std::int64_t> top_k;

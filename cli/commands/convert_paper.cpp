@@ -60,8 +60,8 @@ models::Llama convert_as_paper(const Context& context, const ConvertOptions& opt
                                io::NamedTensors tensors) {
   MOH_CHECK(
       options.choose == "top-k" && !options.weighted && !options.mean_heads && !options.refit &&
-          options.statistics.empty(),
-      "[convert] --choose threshold, --weighted, --mean-heads, --refit and --statistics need --router linear or --recipe best");
+          options.leading_tokens == 0 && options.statistics.empty(),
+      "[convert] --choose threshold, --weighted, --mean-heads, --refit, --leading-tokens and --statistics need --router linear or --recipe best");
   const std::int64_t heads = config.num_attention_heads;
   const std::int64_t group = options.select == "kv-group" ? heads / config.num_key_value_heads : 1;
   const auto division = [&](double activated) {

@@ -250,7 +250,7 @@ std::string readable(double value) {
   if (size < 1e4 || size >= 1e15) return fmt::format("{:.6g}", value);
   std::string digits = fmt::format("{:.{}f}", size, size >= 1e5 || size == std::floor(size) ? 0 : 1);
   for (auto at = static_cast<std::ptrdiff_t>(std::min(digits.find('.'), digits.size())) - 3; at > 0; at -= 3) {
-    digits.insert(static_cast<std::size_t>(at), ",");
+    digits.insert(static_cast<std::size_t>(at), 1, ',');
   }
   return (value < 0 ? "-" : "") + digits;
 }

@@ -108,8 +108,10 @@ class Conversion {
     return json;
   }
   Json settings() const {
-    return {{"activated", options_.activated}, {"choose", options_.choose}, {"budget", options_.budget},
-            {"weighted", options_.weighted},   {"refit", options_.refit},   {"statistics", statistics_settings()}};
+    return {
+        {"activated", options_.activated},    {"choose", options_.choose}, {"budget", options_.budget},
+        {"weighted", options_.weighted},      {"refit", options_.refit},   {"leading_tokens", options_.leading_tokens},
+        {"statistics", statistics_settings()}};
   }
 
   // A part of the work, as it shows in the progress.
@@ -273,6 +275,7 @@ class Conversion {
     layers::parse_name(options_.straight_through, moh.straight_through, "convert", "--straight-through");
     moh.beta = options_.beta;
     moh.own = {{"choose", options_.choose}, {"weighted", options_.weighted}, {"mean_heads", options_.mean_heads}};
+    if (options_.leading_tokens > 0) moh.own["leading_tokens"] = options_.leading_tokens;
     moh.shared_heads.assign(layers_, 0);
     if (moh.by_threshold()) {
       moh.top_k.assign(layers_, config.num_attention_heads);
@@ -348,9 +351,14 @@ class Conversion {
     if (options_.refit) return refit_outputs(heads, gates, projection, options_.mean_heads);
     return options_.mean_heads ? mean_outputs(heads, gates, projection) : OutputWeights{projection, {}, {}};
   }
+  // For the tokens of all windows.
   layers::LinearChoice choice_of(const LlamaConfig& config, std::int64_t layer) const {
     layers::LinearChoice choice{.top_k = config.top_k(layer) / group_, .weighted = options_.weighted};
     if (config.moh->by_threshold()) choice.threshold = layers::layer_threshold(config.moh->own, layer);
+    if (options_.leading_tokens > 0) {
+      const Tensor positions = at::arange(windows_ * length_, at::TensorOptions(at::kLong)).remainder(length_);
+      choice.all_of = positions.lt(options_.leading_tokens).unsqueeze(-1);
+    }
     return choice;
   }
   Tensor gates_of(const Llama& model, std::int64_t layer, const Tensor& input) const {

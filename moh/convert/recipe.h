@@ -29,6 +29,7 @@ struct RecipeOptions {
   std::string budget = "global";     // with top-k: "global", layers differ, or "uniform"
   bool weighted = false;             // gates by score instead of ones
   bool mean_heads = true, refit = true;
+  std::int64_t leading_tokens = 0;  // at the beginning of a sequence, that use all heads
   double beta = 0;
   std::string straight_through = "none";  // tuning leaves the routers as they were fitted
   Calibration calibration;

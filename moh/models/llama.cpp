@@ -470,8 +470,9 @@ LlamaOutput Llama::forward(const LlamaInput& input) const {
             "[llama] recomputation is for training alone");
   for (std::int64_t i = first; i < end; ++i) {
     const Layer& layer = layers_[i];
-    const auto setting =
+    auto setting =
         config_.moh ? router_setting(config_, i, layer.order ? &*layer.order : nullptr) : layers::RouterSetting();
+    setting.positions = positions;
     if (input.keep_hidden) output.hidden.push_back(hidden);
     if (input.recompute) {
       hidden = recomputed_layer(i, setting, hidden, pass, output);

@@ -75,13 +75,13 @@ class Router:
     def modules(self, hidden_size):
         return {name: RouterLinear(hidden_size, rows, bias=False) for name, rows in self.linears().items()}
 
-    def choose(self, attention, x, query):
+    def choose(self, attention, x, query, positions):
         raise NotImplementedError
 
-    def gates(self, attention, x, query):
+    def gates(self, attention, x, query, positions):
         """[..., heads] in the model's order, from the attention's input x and its query [..., heads * head_dim] before
-        rotary embedding and norms."""
-        gates = self.choose(attention, x, query)
+        rotary embedding and norms; `positions`: of the tokens in their sequences, where known."""
+        gates = self.choose(attention, x, query, positions)
         if self.places != list(range(self.choices)):
             gates = gates[..., self.places]
         return gates.repeat_interleave(self.group, -1) if self.group > 1 else gates
@@ -94,7 +94,7 @@ class Router:
 class NormRouter(Router):
     """No parameters: the heads with the longest query, 0 or 1."""
 
-    def choose(self, attention, x, query):
+    def choose(self, attention, x, query, positions):
         query = query.unflatten(-1, (self.choices, -1))
         if self.order != list(range(self.choices)):
             query = query[..., self.order, :]
@@ -122,7 +122,7 @@ class TwoStageRouter(Router):
                  "wg_0": 2 if self.shared > 0 and self.top_k > 0 else 0}
         return {name: rows for name, rows in sizes.items() if rows}
 
-    def choose(self, attention, x, query):
+    def choose(self, attention, x, query, positions):
         authors = self.config.get("gates", "paper") == "authors"
         if self.shared > 1:
             gates = torch.softmax(wide(attention.wg_1(x)), -1) * (self.shared if authors else 1.0)
@@ -160,11 +160,15 @@ class LinearRouter(Router):
             modules["head_mean"] = nn.Linear(self.choices, hidden_size)
         return modules
 
-    def choose(self, attention, x, query):
+    def choose(self, attention, x, query, positions):
         routed = wide(attention.wg(x))[..., self.order][..., self.shared :]
         finite = self.threshold is not None and self.threshold != float("-inf")
         weights = torch.sigmoid(routed - self.threshold if finite else routed)
         chosen = selected(routed, self.top_k) if self.threshold is None else (routed > self.threshold).to(routed.dtype)
+        if (leading := self.config.get("leading_tokens", 0)) > 0:
+            if positions is None:
+                raise ValueError("the first tokens of a sequence use all heads: attention needs `position_ids`")
+            chosen = torch.where((positions < leading).unsqueeze(-1), 1.0, chosen)
         straight_through = self.config.get("straight_through", "selected")
         if self.config.get("weighted", False):
             gates = chosen * (weights.detach() if straight_through == "none" else weights)
@@ -213,7 +217,7 @@ class MohAttention(family.LlamaAttention):
             query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if query.shape[-1] != self.config.num_attention_heads * self.head_dim:
             raise ValueError("a MoH router needs all heads of a token: this model's attention cannot be split over devices")
-        gates = self.router.gates(self, hidden_states, query)
+        gates = self.router.gates(self, hidden_states, query, kwargs.get("position_ids"))
 
         whole_rows = FamilyConfig.model_type.startswith("olmo")  # the others' norms are over single heads
         if hasattr(self, "q_norm") and whole_rows:

@@ -85,7 +85,9 @@ class Recipe(unittest.TestCase):
             self.assertEqual(moh["choose"], "threshold" if by_threshold else "top-k")
             if not by_threshold:
                 self.assertEqual(sum(layer["top_k"] for layer in summary["layers"]), 6)
-                self.assertAlmostEqual(measured["active_heads"], 0.5)
+                # The best recipe's first tokens use all heads.
+                self.assertAlmostEqual(measured["active_heads"], 0.5, delta=0.03 if "--recipe" in options else 1e-6)
+            self.assertEqual(moh.get("leading_tokens", 0), "--recipe" in options)
             if name == "router":
                 self.assertEqual([layer["top_k"] for layer in summary["layers"]], [2, 2, 2])
         self.assertLess(nll["means"], nll["router"])

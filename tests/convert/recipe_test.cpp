@@ -320,10 +320,19 @@ TEST_F(ConvertRecipe, DecodingAndBatchesAreTheFullForward) {
       options_.choose = choose;
       options_.weighted = weighted;
       options_.select = "kv-group";
+      options_.leading_tokens = 2;
       const Llama model = convert_by_scores(small(6, 3), options_);
       const c10::NoGradGuard no_grad;
       const Tensor ids = text_.windows({50, 900}, 19);
-      const Tensor expected = model.forward({.ids = ids}).logits;
+      const auto output = model.forward({.ids = ids});
+      const Tensor expected = output.logits;
+      bool skips = false;
+      for (const auto& routing : output.routing) {
+        const Tensor selected = routing.gates.ne(0);
+        EXPECT_TRUE(selected.narrow(1, 0, 2).all().item<bool>());
+        skips |= !selected.narrow(1, 2, 18).all().item<bool>();
+      }
+      EXPECT_TRUE(skips);
       auto cache = model.make_cache(2, 20);
       std::vector<Tensor> logits = {model.forward({.ids = ids.narrow(1, 0, 7), .cache = &cache}).logits};
       for (std::int64_t t = 7; t < 20; ++t) {

@@ -47,6 +47,7 @@ ops::Routing route_linear(const Tensor& scores, const LinearChoice& choice) {
     selected = at::zeros_like(routed.detach()).scatter(-1, routing.indices, 1.0);
     routing.probabilities = at::softmax(routed, -1);
   }
+  if (choice.all_of.defined()) selected = selected.masked_fill(choice.all_of, 1);
   // w - w is an exact zero that carries the straight-through gradient.
   const Tensor gates = choice.weighted ? selected * weights : selected + (weights - weights.detach());
   if (choice.shared == 0) {
@@ -95,6 +96,10 @@ class LinearRouter final : public Router {
     LinearChoice choice{
         .shared = setting.shared, .top_k = setting.top_k, .weighted = setting.own->value("weighted", false)};
     if (by_threshold(*setting.own)) choice.threshold = layer_threshold(*setting.own, setting.layer);
+    if (const std::int64_t leading = leading_tokens(*setting.own); leading > 0) {
+      MOH_CHECK(setting.positions.defined(), "[route_linear] leading tokens need positions");
+      choice.all_of = setting.positions.lt(leading).unsqueeze(-1);
+    }
     ops::Routing routing = route_linear(scores, choice);
     if (setting.straight_through == StraightThrough::kNone) routing.gates = routing.gates.detach();
     return routing;

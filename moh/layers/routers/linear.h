@@ -22,6 +22,7 @@ struct LinearChoice {
   std::int64_t shared = 0, top_k = 0;
   std::optional<double> threshold = {};  // instead of top_k
   bool weighted = false;
+  at::Tensor all_of = {};  // bool [..., 1]: tokens that use every choice, whatever their scores
 };
 
 // x [..., C], weight [choices, C], bias [choices] -> r [..., choices].

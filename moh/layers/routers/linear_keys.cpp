@@ -17,13 +17,16 @@ bool is_falling_table(const Json& table) {
 }  // namespace
 
 std::vector<std::string> linear_router_keys() {
-  return {"choose", "activated", "thresholds", "weighted", "mean_heads"};
+  return {"choose", "activated", "thresholds", "weighted", "mean_heads", "leading_tokens"};
 }
 
 void check_linear_router_keys(const Json& own, std::int64_t layers, const std::string& where) {
   for (const char* key : {"weighted", "mean_heads"}) {
     MOH_CHECK(!own.contains(key) || own.at(key).is_boolean(), "[", where, "] `moh.", key, "` must be true or false");
   }
+  const auto leading = own.find("leading_tokens");
+  MOH_CHECK(leading == own.end() || (leading->is_number_integer() && *leading >= 0 && *leading <= 1 << 20), "[", where,
+            "] `moh.leading_tokens` must be an integer from 0 to ", 1 << 20);
   const std::string choose =
       own.contains("choose") && own["choose"].is_string() ? own["choose"].get<std::string>() : "";
   MOH_CHECK(!own.contains("choose") || choose == "top-k" || choose == "threshold", "[", where,
@@ -47,6 +50,8 @@ bool by_threshold(const Json& own) {
   const auto choose = own.find("choose");
   return choose != own.end() && *choose == "threshold";
 }
+
+std::int64_t leading_tokens(const Json& own) { return own.value("leading_tokens", std::int64_t{0}); }
 
 double layer_threshold(const Json& own, std::int64_t layer) {
   const double activated = own.at("activated").get<double>();

@@ -5,6 +5,7 @@
 //   thresholds  by threshold, per layer: what gives the shares 0, 1 / n, 2 / n, ... 1 on calibration text; those of
 //               `activated` are interpolated
 //   weighted    see above; default false
+//   leading_tokens  how many tokens at the beginning of a sequence use all heads; default 0
 //   mean_heads  whether there are m_i and c: tensors head_mean.weight [C, choices] and head_mean.bias [C]; default
 //   false
 #pragma once
@@ -24,5 +25,6 @@ void check_linear_router_keys(const Json& own, std::int64_t layers, const std::s
 // Whether a threshold decides, and a layer's for `activated`; minus infinity at 1.
 bool by_threshold(const Json& own);
 double layer_threshold(const Json& own, std::int64_t layer);
+std::int64_t leading_tokens(const Json& own);
 
 }  // namespace moh::layers

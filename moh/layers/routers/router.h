@@ -38,6 +38,7 @@ struct RouterSetting {
   const ChoiceOrder* order = nullptr;  // as they are numbered
   std::int64_t layer = 0;              // its number, where keys of its own are per layer
   const Json* own = nullptr;           // keys of the object `moh` that are this router's alone
+  at::Tensor positions = {};  // [T] or [B, T] int64 of the tokens in their sequences, where the model knows them
 
   std::int64_t routed() const { return choices - shared; }
 };

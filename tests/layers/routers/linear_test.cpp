@@ -35,6 +35,18 @@ std::vector<double> expected_gates(const std::vector<double>& scores, const Line
   return gates;
 }
 
+TEST(LinearRouter, TokensThatUseAllHeadsDoSoWhateverTheirScores) {
+  const Tensor scores = at::tensor({-3.0, 0.5, 2.0, -3.0, 0.5, 2.0}).view({2, 3});
+  const Tensor first = at::tensor({1, 0}).to(at::kBool).unsqueeze(-1);
+  for (const LinearChoice& choice : {LinearChoice{.top_k = 1}, LinearChoice{.threshold = 1.0}}) {
+    LinearChoice named = choice;
+    named.all_of = first;
+    EXPECT_TRUE(at::equal(route_linear(scores, named).gates, at::tensor({1., 1., 1., 0., 0., 1.}).view({2, 3})));
+  }
+  LinearChoice weighted{.threshold = 1.0, .weighted = true, .all_of = first};
+  EXPECT_TRUE(at::allclose(route_linear(scores, weighted).gates[0], at::sigmoid(scores[0] - 1.0)));
+}
+
 TEST(LinearRouter, GatesAreThoseOfTheFormula) {
   at::manual_seed(1);
   const Tensor x = at::randn({2, 5, 12}), weight = at::randn({6, 12}), bias = at::randn({6});
