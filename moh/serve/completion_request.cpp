@@ -15,11 +15,11 @@ constexpr std::int64_t kMostTokens = 1 << 24, kMostPrompts = 2048, kMostChoices 
 constexpr std::size_t kMostStops = 16, kMostStopBytes = 1024, kMostBiases = 1024;
 constexpr int kDepth = 32;
 
-std::string shown(const Json& value) { return value.dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 60); }
-
-// A client's name in one line: its control characters as JSON writes them.
+std::string json_text(const Json& value) { return value.dump(-1, ' ', true, Json::error_handler_t::replace); }
+std::string shown(const Json& value) { return json_text(value).substr(0, 60); }
+// A client's name in one line: its control characters as JSON writes them, less the quotes.
 std::string shown_name(const std::string& name) {
-  const std::string text = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  const std::string text = json_text(name);
   return text.substr(1, std::min<std::size_t>(text.size() - 2, 60));
 }
 
